@@ -62,7 +62,7 @@ pub(super) fn flux_engine(
     observer: Arc<dyn LoadObserver>,
 ) -> Result<(Box<dyn StepEngine>, LoadTimes), EngineError> {
     // What an engine before this one held counts as free.
-    heap::give_back_kept();
+    heap::give_back_all();
     let engine = FluxEngine::load_watched(files, with_faults(settings), observer)
         .map_err(|error| engine::failure(format!("{:#}", anyhow::Error::from(error))))?;
     let times = engine.load_times();

@@ -10,7 +10,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::convert::Infallible;
 use std::time::Duration;
 
-pub(super) use kept::give_back_kept;
+pub(super) use kept::give_back_all;
 
 /// How long nothing large is asked for or freed before everything that is kept is given back.
 const IDLE: Duration = Duration::from_secs(5);

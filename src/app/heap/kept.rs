@@ -186,8 +186,9 @@ pub(super) fn give_back_if_idle() {
     }
 }
 
-/// Whether there was anything.
-fn give_back_all() -> bool {
+/// Gives back all that is kept: where there is no more memory, and before somebody looks at how much is free. Returns whether there was
+/// anything.
+pub(in crate::app) fn give_back_all() -> bool {
     let mut kept = kept();
     let (blocks, count) = (kept.blocks, kept.count);
     (kept.count, kept.bytes) = (0, 0);
@@ -195,11 +196,6 @@ fn give_back_all() -> bool {
     drop(kept);
     blocks[..count].iter().copied().for_each(give_back);
     count > 0
-}
-
-/// Gives back all that is kept, before somebody looks at how much memory is free.
-pub(in crate::app) fn give_back_kept() {
-    give_back_all();
 }
 
 fn give_back_surplus() {
