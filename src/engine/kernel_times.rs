@@ -18,6 +18,9 @@ const WARM_UPS: usize = 3;
 /// Timed launches of each kernel, between two waits for the device.
 const LAUNCHES: usize = 20;
 
+/// The side of an image on a GPU, in pixels, if none is asked for.
+const SIDE: u32 = 1024;
+
 /// The times of all kernels.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct KernelTimings {
@@ -25,7 +28,8 @@ pub struct KernelTimings {
     pub version: &'static str,
     /// The device.
     pub device: String,
-    /// `flux`: shapes of an image of 1024×1024 pixels; `small`, on the CPU: smaller ones, to see that everything runs.
+    /// `flux`: FLUX.1-dev's, of an image of the side that was asked for, or of 1024×1024 pixels; `small`, on the CPU where none was
+    /// asked for: smaller ones, to see that everything runs.
     pub shapes: &'static str,
     /// Timed launches of each.
     pub launches: usize,
@@ -54,17 +58,22 @@ pub struct KernelTiming {
     pub skipped: Option<String>,
 }
 
-/// Times each kernel. `on_timing` is called before the first one and after each, with all timings so far.
+/// Times each kernel, in the shapes of an image of this side in pixels, a multiple of 32. `on_timing` is called before the first one and
+/// after each, with all timings so far.
 ///
 /// # Errors
 /// When the device is not available, or `on_timing` fails.
 pub fn time_kernels<E: From<LoadError>>(
     choice: DeviceChoice,
     kernels: Kernels,
+    side: Option<u32>,
     on_timing: &mut dyn FnMut(&KernelTimings) -> std::result::Result<(), E>,
 ) -> std::result::Result<KernelTimings, E> {
     let device = device::open(choice).map_err(LoadError::from)?;
-    let scale = if device.is_cpu() { Scale::SMALL } else { Scale::FLUX };
+    let scale = match side {
+        None if device.is_cpu() => Scale::SMALL,
+        side => Scale::flux(side.unwrap_or(SIDE) as usize),
+    };
     let timings = KernelTimings {
         version: env!("CARGO_PKG_VERSION"),
         device: device::describe(&device),
@@ -153,7 +162,7 @@ mod tests {
 
     fn timed(choice: DeviceChoice) -> (KernelTimings, usize) {
         let mut heard = 0;
-        let report = time_kernels(choice, Kernels::Auto, &mut |timings| {
+        let report = time_kernels(choice, Kernels::Auto, None, &mut |timings| {
             assert_eq!(timings.kernels.len(), heard);
             heard += 1;
             Ok::<(), LoadError>(())
@@ -176,7 +185,7 @@ mod tests {
 
     #[test]
     fn the_shapes_on_a_gpu_are_those_of_flux() {
-        let cases = cases(&Device::Cpu, Kernels::Auto, &Scale::FLUX);
+        let cases = cases(&Device::Cpu, Kernels::Auto, &Scale::flux(SIDE as usize));
         let shapes: Vec<(&str, &str)> = cases.iter().map(|case| (case.kernel.as_str(), case.shape.as_str())).collect();
         for expected in [
             ("attention, portable", "1 × 4608 tokens, 24 heads of 128"),

@@ -19,9 +19,21 @@ pub struct KernelsArgs {
     /// Kernels to time: `auto` for all that the device has, `portable` for those that run on every device [default: auto]
     #[arg(long, value_name = "KERNELS")]
     pub kernels: Option<Kernels>,
+    /// Side of the image whose shapes are timed, in pixels [default: 1024; on a CPU small shapes of no model]
+    #[arg(long, value_name = "PIXELS", value_parser = side)]
+    pub side: Option<u32>,
     /// Also write the report into a file, updated after each kernel
     #[arg(long, value_name = "FILE")]
     pub out: Option<PathBuf>,
+}
+
+/// The largest side that is timed.
+const SIDE_MAX: u32 = 2048;
+
+/// Eight images of half the side are timed as well, so that has whole tokens, too.
+fn side(text: &str) -> Result<u32, String> {
+    let side = text.parse().ok().filter(|side| (64..=SIDE_MAX).contains(side) && side % 32 == 0);
+    side.ok_or_else(|| format!("use a multiple of 32 from 64 to {SIDE_MAX}"))
 }
 
 /// Runs the command.
@@ -31,7 +43,7 @@ pub(super) fn run(
     out: &mut dyn Write,
     notes: &mut dyn Write,
 ) -> anyhow::Result<()> {
-    let report = app::kernels(config, &mut |report| {
+    let report = app::kernels(config, arguments.side, &mut |report| {
         if let Some(file) = &arguments.out {
             write_json(file, report)?;
         }
@@ -64,7 +76,8 @@ fn write_report(report: &KernelTimings, out: &mut dyn Write) -> anyhow::Result<(
             timing.kernel.clone(),
             timing.shape.clone(),
             number(timing.milliseconds, 3),
-            number(timing.tflops, 1),
+            // A CPU's are below one.
+            number(timing.tflops, if timing.tflops.is_some_and(|rate| rate < 10.0) { 3 } else { 1 }),
             number(timing.gigabytes_per_second, 0),
             note_of(timing).unwrap_or_default(),
         ]
@@ -76,6 +89,14 @@ fn write_report(report: &KernelTimings, out: &mut dyn Write) -> anyhow::Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_side_has_whole_tokens_as_its_half_has() {
+        assert_eq!((side("256"), side("2048")), (Ok(256), Ok(2048)));
+        for refused in ["48", "32", "2080", "-64", "256x256"] {
+            assert_eq!(side(refused), Err("use a multiple of 32 from 64 to 2048".to_owned()));
+        }
+    }
 
     #[test]
     fn what_was_not_timed_says_why() {

@@ -50,17 +50,20 @@ pub(super) struct Scale {
 }
 
 impl Scale {
-    /// An image of 1024×1024 pixels with 512 tokens of text, and eight of 512×512.
-    pub(super) const FLUX: Self = Self {
-        name: "flux",
-        heads: 24,
-        head_width: 128,
-        axes: [16, 56, 56],
-        sequences: [(1, 4608), (8, 1536)],
-        side: 1024,
-        channels: [128, 256],
-        groups: 32,
-    };
+    /// Of FLUX.1-dev, an image of this side in pixels, a multiple of 32, with 512 tokens of text, and eight of half the side.
+    pub(super) fn flux(side: usize) -> Self {
+        let tokens = |side: usize| 512 + (side / 16).pow(2);
+        Self {
+            name: "flux",
+            heads: 24,
+            head_width: 128,
+            axes: [16, 56, 56],
+            sequences: [(1, tokens(side)), (8, tokens(side / 2))],
+            side,
+            channels: [128, 256],
+            groups: 32,
+        }
+    }
 
     /// Small enough for a CPU.
     pub(super) const SMALL: Self = Self {
