@@ -154,11 +154,23 @@ macro_rules! tiles {
                 for at in 0..depth {
                     // SAFETY: there are `depth` offsets.
                     let start = if HAS_OFFSETS { unsafe { *offsets.add(at) as usize } } else { at * VECTORS * $width };
-                    // No closure: it would not be a part of this function, and called for each vector.
+                    // No closure, which would be called for each vector, and no loop, which stays one in builds for tests.
                     let mut own = [$zero(); VECTORS];
-                    for (vector, own) in own.iter_mut().enumerate() {
-                        // SAFETY: so many lanes begin there.
-                        *own = unsafe { $load(lanes.add(start + vector * $width)) };
+                    // SAFETY: so many lanes begin there.
+                    unsafe {
+                        let lanes = lanes.add(start);
+                        if VECTORS > 0 {
+                            own[0] = $load(lanes);
+                        }
+                        if VECTORS > 1 {
+                            own[1] = $load(lanes.add($width));
+                        }
+                        if VECTORS > 2 {
+                            own[2] = $load(lanes.add(2 * $width));
+                        }
+                        if VECTORS > 3 {
+                            own[3] = $load(lanes.add(3 * $width));
+                        }
                     }
                     for (row, sums) in sums.iter_mut().enumerate() {
                         // SAFETY: there are so many rows of `depth` numbers.
