@@ -95,9 +95,7 @@ vectorized! {
             *out = gelu_tanh_of(x);
         }
     }
-}
 
-vectorized! {
     fn silu_each<'a>(input: &'a [f32], output: &'a mut [f32]) {
         for (out, &x) in output.iter_mut().zip(input) {
             *out = silu_of(x);

@@ -201,7 +201,12 @@ fn run(rows: Rows, scales: [&[f32]; 2], tables: Option<[&[f32]; 2]>) -> Result<(
 
 vectorized! {
     /// A row of queries, keys and values.
-    fn normalize_and_rotate_row<'a>(input: &'a [f32], scales: [&'a [f32]; 2], tables: Option<[&'a [f32]; 2]>, out: &'a mut [f32]) {
+    fn normalize_and_rotate_row<'a>(
+        input: &'a [f32],
+        scales: [&'a [f32]; 2],
+        tables: Option<[&'a [f32]; 2]>,
+        out: &'a mut [f32],
+    ) {
         let (head_width, part_width) = (scales[0].len(), input.len() / 3);
         let (rotated, values) = out.split_at_mut(2 * part_width);
         values.copy_from_slice(&input[2 * part_width..]);
