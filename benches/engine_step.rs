@@ -16,6 +16,7 @@ use fluxserve::domain::device::{DeviceChoice, EngineSettings};
 use fluxserve::domain::engine::StepEngine;
 use fluxserve::domain::ids::ModelId;
 use fluxserve::domain::model::{ModelFiles, ParameterDefaults};
+use fluxserve::domain::precision::Precision;
 use fluxserve::domain::spec::{GenerateParams, GenerateSpec};
 use fluxserve::domain::weight_storage::WeightStorage;
 use fluxserve::engine::FluxEngine;
@@ -35,7 +36,9 @@ fn main() {
     let (images, side, steps) = (setting("IMAGES", 1), setting("SIDE", 512), setting("STEPS", 3).max(1));
     let weights = std::env::var("FLUXSERVE_BENCH_WEIGHTS")
         .map_or(WeightStorage::Auto, |word| word.parse().expect("`auto`, `as-stored` or `expanded`"));
-    let settings = EngineSettings { weights, ..DeviceChoice::Auto.into() };
+    let precision = std::env::var("FLUXSERVE_BENCH_PRECISION")
+        .map_or(Precision::Full, |word| word.parse().expect("`full`, `bf16` or `fp8`"));
+    let settings = EngineSettings { weights, precision, ..DeviceChoice::Auto.into() };
     let mut engine = FluxEngine::load(&ModelFiles::Directory(checkpoint), settings).expect("the checkpoint loads");
     let mut card = card_or_flux_dev(&ModelId::new("benchmark"));
     card.defaults = ParameterDefaults { width: side, height: side, steps: steps + 1, guidance: 3.5 };

@@ -24,9 +24,9 @@ fn reference(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference").join(path)
 }
 
-/// The same engine in fp8.
-fn fp8_engine() -> FluxEngine {
-    let settings = EngineSettings { precision: Precision::Fp8, ..DeviceChoice::Cpu.into() };
+/// The same engine in a precision.
+fn engine_in(precision: Precision) -> FluxEngine {
+    let settings = EngineSettings { precision, ..DeviceChoice::Cpu.into() };
     FluxEngine::load(&ModelFiles::Directory(reference("FLUX.1-dev")), settings).expect("the checkpoint loads")
 }
 
@@ -201,10 +201,12 @@ fn an_image_has_the_same_bits_alone_and_batched() {
     check_batch_invariance(engine());
 }
 
-/// Each row is quantized with a scale of its own.
+/// Each row is quantized with a scale of its own, or rounded.
 #[test]
-fn an_image_in_fp8_has_the_same_bits_alone_and_batched() {
-    check_batch_invariance(fp8_engine());
+fn an_image_in_fp8_or_bf16_has_the_same_bits_alone_and_batched() {
+    for precision in [Precision::Fp8, Precision::Bf16] {
+        check_batch_invariance(engine_in(precision));
+    }
 }
 
 fn check_batch_invariance(mut engine: FluxEngine) {
@@ -273,27 +275,29 @@ fn a_file_that_is_truncated_fails_the_step_and_no_other() {
     assert!(streamed.finish(slot).expect("finishes") == expected);
 }
 
-/// fp8 changes an image, but not much.
+/// A lossy precision changes an image, but not much.
 #[test]
-fn an_image_in_fp8_is_near_the_one_in_full_precision() {
-    let (mut full, mut fp8) = (engine(), fp8_engine());
-    for spec in &mixed()[..3] {
-        let images = [generate_unbatched(&mut full, spec), generate_unbatched(&mut fp8, spec)];
-        let [full, fp8] = images.each_ref().map(RgbImage::pixels);
-        let squares = full.iter().zip(fp8).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2)).sum::<f64>();
-        let psnr_db = 10.0 * (255.0 * 255.0 * full.len() as f64 / squares).log10();
-        assert!(squares > 0.0 && psnr_db > 20.0, "seed {}: {psnr_db} dB", spec.seed());
+fn an_image_in_fp8_or_bf16_is_near_the_one_in_full_precision() {
+    for (precision, least_db) in [(Precision::Fp8, 20.0), (Precision::Bf16, 30.0)] {
+        let (mut full, mut lossy) = (engine(), engine_in(precision));
+        for spec in &mixed()[..3] {
+            let images = [generate_unbatched(&mut full, spec), generate_unbatched(&mut lossy, spec)];
+            let [full, lossy] = images.each_ref().map(RgbImage::pixels);
+            let squares = full.iter().zip(lossy).map(|(a, b)| f64::from(a.abs_diff(*b)).powi(2)).sum::<f64>();
+            let psnr_db = 10.0 * (255.0 * 255.0 * full.len() as f64 / squares).log10();
+            assert!(squares > 0.0 && psnr_db > least_db, "{precision}, seed {}: {psnr_db} dB", spec.seed());
+        }
     }
 }
 
-/// A NaN in the weights of a layer, in full precision and in fp8.
+/// A NaN in the weights of a layer, in every precision.
 #[test]
 fn nan_is_not_shown_as_an_image() {
     let folder = tempfile::tempdir().expect("a folder");
     copy_folder(&reference("FLUX.1-dev"), folder.path());
     let file = folder.path().join("transformer/diffusion_pytorch_model-00001-of-00003.safetensors");
     set_nan(&file, "transformer_blocks.0.ff.net.0.proj.weight");
-    for precision in [Precision::Full, Precision::Fp8] {
+    for precision in [Precision::Full, Precision::Bf16, Precision::Fp8] {
         let settings = EngineSettings { precision, ..DeviceChoice::Cpu.into() };
         let mut engine = FluxEngine::load(&ModelFiles::Directory(folder.path().to_owned()), settings).expect("loads");
         let spec = &mixed()[5];

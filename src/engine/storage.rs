@@ -4,6 +4,7 @@
 //! Must not know which layer it serves.
 
 mod as_stored;
+mod bf16;
 mod dense;
 mod e4m3;
 mod input;
@@ -17,6 +18,7 @@ use crate::engine::ops::matrix_product::MatrixProduct;
 
 pub use as_stored::AsStoredError;
 pub(crate) use as_stored::{AsStored, check_kept, is_e4m3_kept, words_for_e4m3};
+use bf16::Bf16;
 pub(crate) use dense::Dense;
 use e4m3::E4m3;
 pub(crate) use input::Input;
@@ -28,6 +30,7 @@ pub(crate) enum Stored {
     Dense(Dense),
     E4m3(E4m3),
     AsStored(AsStored),
+    Bf16(Bf16),
 }
 
 impl Stored {
@@ -50,6 +53,7 @@ impl Stored {
     pub(crate) fn load(shape: [usize; 2], precision: Precision, tensors: &Tensors) -> Result<Self> {
         match precision {
             Precision::Full => Self::of(tensors.matrix(shape, "weight")?, tensors.device()),
+            Precision::Bf16 => Bf16::of(tensors.matrix(shape, "weight")?).map(Self::Bf16),
             Precision::Fp8 => match tensors.e4m3(shape, "weight")? {
                 Some(E4m3Matrix { codes, scales }) => E4m3::kept(codes, &scales).map(Self::E4m3),
                 None => E4m3::quantize(&tensors.get((shape[0], shape[1]), "weight")?).map(Self::E4m3),
@@ -66,6 +70,7 @@ impl Stored {
             Self::Dense(dense) => dense.product(input.computed()?.as_ref(), bias),
             Self::E4m3(quantized) => quantized.product(&input.quantized()?, bias),
             Self::AsStored(stored) => stored.product(input.computed()?.as_ref(), bias),
+            Self::Bf16(matrix) => matrix.product(input.computed()?.as_ref(), bias),
         }
     }
 
@@ -82,7 +87,7 @@ impl Stored {
         match self {
             // Quantized in one pass with the operation, which may round otherwise.
             Self::E4m3(_) => self.product(input, bias),
-            Self::Dense(_) | Self::AsStored(_) => self.product(&Input::Rows(rows), bias),
+            Self::Dense(_) | Self::AsStored(_) | Self::Bf16(_) => self.product(&Input::Rows(rows), bias),
         }
     }
 
@@ -90,7 +95,7 @@ impl Stored {
     pub(crate) fn dense(&self) -> Option<&Dense> {
         match self {
             Self::Dense(dense) => Some(dense),
-            Self::E4m3(_) | Self::AsStored(_) => None,
+            Self::E4m3(_) | Self::AsStored(_) | Self::Bf16(_) => None,
         }
     }
 }

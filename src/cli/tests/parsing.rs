@@ -150,7 +150,7 @@ fn engine_options_apply_to_every_command_with_an_engine() {
     let refused = parse(&["serve", "--offload", "vae"]).expect_err("no such thing").to_string();
     assert!(refused.contains("use `auto`, `none`, `text` or `blocks`"), "{refused}");
     let refused = parse(&["serve", "--precision", "int8"]).expect_err("no such thing").to_string();
-    assert!(refused.contains("use `full`, or `fp8`"), "{refused}");
+    assert!(refused.contains("use `full`, or `bf16` or `fp8`"), "{refused}");
     assert!(parse(&["serve", "--threads", "0"]).is_err());
 }
 

@@ -14,7 +14,7 @@ fn an_error_names_its_place_and_a_hint() {
         ("[tls]\nprivate_key = \"a.pem\"", &["field `tls.private_key`", "`tls.certificate`"]),
         ("device = \"gpu\"", &["field `device`", "`auto`, `cpu`"]),
         ("[engine]\noffload = \"vae\"", &["field `engine.offload`", "`auto`, `none`, `text` or `blocks`"]),
-        ("[engine]\nprecision = \"bf16\"", &["field `engine.precision`", "`bf16`", "use `full`, or `fp8`"]),
+        ("[engine]\nprecision = \"f16\"", &["field `engine.precision`", "`f16`", "use `full`, or `bf16` or `fp8`"]),
         ("models = []", &["field `models`", "from 1 to"]),
         ("models = [\"a\", \"a=/x\"]", &["field `models`", "`a` twice"]),
         ("models = [\"=x\"]", &["field `models`", "ID=PATH"]),
@@ -105,7 +105,7 @@ fn an_error_names_its_variable_or_flag() {
         ("FLUXSERVE_SDAPI", "on", "`true` or `false`"),
         ("FLUXSERVE_MODERATION_SECRET", "two words", "one word"),
         ("FLUXSERVE_LOG_FORMAT", "JSON", "`text` or `json`"),
-        ("FLUXSERVE_ENGINE_PRECISION", "e4m3", "use `full`, or `fp8`"),
+        ("FLUXSERVE_ENGINE_PRECISION", "e4m3", "use `full`, or `bf16` or `fp8`"),
         ("FLUXSERVE_ENGINE_WEIGHTS", "packed", "use `auto`, `as-stored` or `expanded`"),
         ("FLUXSERVE_ENGINE_THREADS", "0", "must be from 1 to 1024, not 0"),
     ];

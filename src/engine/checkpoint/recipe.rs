@@ -160,6 +160,21 @@ impl Recipe {
         })
     }
 
+    /// The bytes of so many numbers from number `first` on, where they are stored in bf16 in one piece in the host's memory.
+    pub(super) fn bf16(&self, first: usize, count: usize) -> Option<&[u8]> {
+        let mut skipped = first;
+        for segment in &self.segments {
+            if skipped >= segment.count {
+                skipped -= segment.count;
+                continue;
+            }
+            let is_whole = segment.numbers.plain() == Some(DType::BF16) && count <= segment.count - skipped;
+            let start = segment.start + (segment.skipped + skipped) * size_of::<bf16>();
+            return if is_whole { segment.file.slice(start, count * size_of::<bf16>()) } else { None };
+        }
+        None
+    }
+
     /// Calls `read` for each segment that has some of `count` numbers from number `first` on: with the first of its own, and
     /// how many.
     fn each_segment(

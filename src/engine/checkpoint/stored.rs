@@ -113,6 +113,11 @@ impl StoredMatrix {
         }
         self.recipe.expand(row * self.columns + columns.start, out).map_err(Error::msg)
     }
+
+    /// The bytes of a row, where it is stored in bf16 in one piece.
+    pub(crate) fn bf16_row(&self, row: usize) -> Option<&[u8]> {
+        self.recipe.bf16(row * self.columns, self.columns)
+    }
 }
 
 /// What tells a tensor in a file from others.

@@ -112,11 +112,12 @@ pub(crate) fn room_for(
 fn room_on_host(checkpoint: &Checkpoint, settings: &EngineSettings, available: Option<u64>) -> Room {
     let budget = settings.memory_budget.map(|budget| budget.0 as u64);
     let available = available.into_iter().chain(budget).min();
-    let are_stored = are_stored_on_host(settings.weights, checkpoint, available);
+    let are_stored = are_stored_on_host(settings, checkpoint, available);
+    let weights = weights_on_host(checkpoint, settings.precision, are_stored);
     let offload = match (settings.offload, available) {
-        (Offload::Auto, Some(available)) => offload_on_host(checkpoint, settings, are_stored, available),
+        (Offload::Auto, Some(available)) => offload_on_host(checkpoint, settings, weights, available),
         (Offload::Blocks, available) => {
-            let plan = plan_on_host(checkpoint, are_stored, available.unwrap_or_default());
+            let plan = plan_on_host(checkpoint, weights, available.unwrap_or_default());
             OnHost::Blocks(plan(Offload::Blocks).ok().and_then(|plan| plan.streamed_blocks()))
         }
         (Offload::Text, _) => OnHost::Text,
@@ -126,7 +127,7 @@ fn room_on_host(checkpoint: &Checkpoint, settings: &EngineSettings, available: O
     let (double, total) = (config.num_layers, config.num_layers + config.num_single_layers);
     Room {
         limits: device::initial_limits(),
-        pixels: PixelLimits { whole: whole_pixels_on_host(checkpoint, are_stored, available), ..PixelLimits::NONE },
+        pixels: PixelLimits { whole: whole_pixels_on_host(checkpoint, weights, available), ..PixelLimits::NONE },
         are_stored,
         is_text_streamed: offload != OnHost::Nothing,
         adapters_bytes_max: ADAPTERS_BYTES_MAX,
@@ -149,26 +150,37 @@ enum OnHost {
 }
 
 /// The first that fits.
-fn offload_on_host(checkpoint: &Checkpoint, settings: &EngineSettings, are_stored: bool, available: u64) -> OnHost {
-    let plan = plan_on_host(checkpoint, are_stored, available);
+fn offload_on_host(checkpoint: &Checkpoint, settings: &EngineSettings, weights: WeightBytes, available: u64) -> OnHost {
+    let plan = plan_on_host(checkpoint, weights, available);
     if plan(Offload::Nothing).is_ok() {
         OnHost::Nothing
-    } else if plan(Offload::Text).is_ok() || settings.precision != Precision::Full {
+    } else if plan(Offload::Text).is_ok() || settings.precision.quantizes() {
         OnHost::Text
     } else {
         OnHost::Blocks(plan(Offload::Blocks).ok().and_then(|plan| plan.streamed_blocks()))
     }
 }
 
+/// The weights in the host's memory.
+fn weights_on_host(checkpoint: &Checkpoint, precision: Precision, are_stored: bool) -> WeightBytes {
+    let full = checkpoint.weight_bytes(DType::F32);
+    let mut weights = checkpoint.stored_weight_bytes(DType::F32).filter(|_| are_stored).unwrap_or(full);
+    // Otherwise they are no smaller than their file.
+    if weights.transformer == full.transformer {
+        let linears = checkpoint.configs.transformer.block_linears();
+        weights.transformer -= storage::bytes_saved(linears, DType::F32, precision);
+    }
+    weights
+}
+
 /// Plans with so many bytes of the host's memory.
 fn plan_on_host(
     checkpoint: &Checkpoint,
-    are_stored: bool,
+    weights: WeightBytes,
     available: u64,
 ) -> impl Fn(Offload) -> Result<MemoryPlan, TooLarge> + '_ {
     const DTYPE: DType = DType::F32;
-    let stored = checkpoint.stored_weight_bytes(DTYPE).filter(|_| are_stored);
-    let kept = Kept::new(checkpoint, stored.unwrap_or_else(|| checkpoint.weight_bytes(DTYPE)), DTYPE);
+    let kept = Kept::new(checkpoint, weights, DTYPE);
     // A plan leaves out T5's table, which is in the host's memory.
     let t5 = &checkpoint.configs.t5;
     let table = t5.vocab_size * t5.d_model * DTYPE.size_in_bytes();
@@ -177,11 +189,12 @@ fn plan_on_host(
 }
 
 /// Whether matrices are kept as they are stored in the host's memory: where it was asked for, or expanded ones, which are faster,
-/// would take more than their part of what is available.
-fn are_stored_on_host(storage: WeightStorage, checkpoint: &Checkpoint, available: Option<u64>) -> bool {
-    match storage {
+/// would take more than their part of what is available. Those that are rounded to bf16 are no faster.
+fn are_stored_on_host(settings: &EngineSettings, checkpoint: &Checkpoint, available: Option<u64>) -> bool {
+    match settings.weights {
         WeightStorage::Expanded => false,
         WeightStorage::AsStored => true,
+        WeightStorage::Auto if settings.precision == Precision::Bf16 => true,
         WeightStorage::Auto => {
             let WeightBytes { transformer, vae, clip, t5, attached, .. } = checkpoint.weight_bytes(DType::F32);
             let expanded = (transformer + vae + clip + t5 + attached) as u64;
@@ -191,11 +204,9 @@ fn are_stored_on_host(storage: WeightStorage, checkpoint: &Checkpoint, available
 }
 
 /// Maximum pixels of an image that the CPU decodes as a whole. In strips it has the same bits.
-fn whole_pixels_on_host(checkpoint: &Checkpoint, are_stored: bool, available: Option<u64>) -> usize {
+fn whole_pixels_on_host(checkpoint: &Checkpoint, weights: WeightBytes, available: Option<u64>) -> usize {
     let Some(available) = available else { return 0 };
-    let stored = checkpoint.stored_weight_bytes(DType::F32).filter(|_| are_stored);
-    let WeightBytes { transformer, vae, clip, t5, expanding, attached, residuals: _ } =
-        stored.unwrap_or_else(|| checkpoint.weight_bytes(DType::F32));
+    let WeightBytes { transformer, vae, clip, t5, expanding, attached, residuals: _ } = weights;
     let left = available.saturating_sub((transformer + vae + clip + t5 + expanding + attached) as u64);
     HostDecoding::whole_pixels_max(&checkpoint.configs.vae, left / HOST_PARTS)
 }
@@ -255,7 +266,7 @@ fn forms(checkpoint: &Checkpoint, dtype: DType, settings: &EngineSettings) -> (K
     let linears = checkpoint.configs.transformer.block_linears();
     expanded.transformer -= storage::bytes_saved(linears, dtype, settings.precision);
     // A lossy precision quantizes what is expanded, unless all it is for is in e4m3 already.
-    let are_blocks_kept = settings.precision == Precision::Full
+    let are_blocks_kept = !settings.precision.quantizes()
         || storage::is_e4m3_kept(settings.weights, settings.precision) && checkpoint.is_in_e4m3();
     let stored = checkpoint.stored_weight_bytes(dtype).filter(|_| are_blocks_kept);
     (Kept::new(checkpoint, expanded, dtype), stored.map(|stored| Kept::new(checkpoint, stored, dtype)))
@@ -283,7 +294,7 @@ fn first_that_fits(
         Offload::Auto => {
             let kept = any_weights(Offload::Nothing).or_else(|_| any_weights(Offload::Text));
             // What a lossy precision quantizes must stay on the device.
-            kept.or_else(|error| if settings.precision == Precision::Full { blocks() } else { Err(error) })
+            kept.or_else(|error| if settings.precision.quantizes() { Err(error) } else { blocks() })
         }
         Offload::Blocks => blocks(),
         offload => any_weights(offload),
@@ -433,7 +444,12 @@ mod tests {
         let checkpoint = Checkpoint::open(&ModelFiles::Directory(folder)).expect("opens");
         let WeightBytes { transformer, vae, clip, t5, .. } = checkpoint.weight_bytes(DType::F32);
         let twice = 2 * (transformer + vae + clip + t5) as u64;
-        let of = |storage, available| are_stored_on_host(storage, &checkpoint, available);
+        let of = |weights, available| {
+            let settings = |precision| EngineSettings { precision, weights, ..EngineSettings::default() };
+            let bf16 = are_stored_on_host(&settings(Precision::Bf16), &checkpoint, available);
+            assert_eq!(bf16, weights != WeightStorage::Expanded, "rounded ones are no faster where they are expanded");
+            are_stored_on_host(&settings(Precision::Full), &checkpoint, available)
+        };
         let free = [Some(twice), Some(twice - 2), None];
         assert_eq!(free.map(|free| of(WeightStorage::Auto, free)), [false, true, true]);
         assert_eq!(free.map(|free| of(WeightStorage::AsStored, free)), [true; 3]);
@@ -474,9 +490,21 @@ mod tests {
         let WeightBytes { transformer, vae, clip, t5, .. } = checkpoint.weight_bytes(DType::F32);
         let weights = (transformer + vae + clip + t5) as u64;
         let image = HostDecoding::of(&checkpoint.configs.vae, 512, 512).whole as u64;
-        let of = |available| whole_pixels_on_host(&checkpoint, false, available);
+        let all = checkpoint.weight_bytes(DType::F32);
+        let of = |available| whole_pixels_on_host(&checkpoint, all, available);
         assert_eq!(of(Some(weights + HOST_PARTS * image)), 512 * 512);
         assert_eq!([Some(weights), Some(0), None].map(of), [0; 3]);
+    }
+
+    #[test]
+    fn in_bf16_the_linear_layers_of_blocks_take_half_of_the_hosts_memory_or_their_files_size() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference/FLUX.1-dev");
+        let checkpoint = Checkpoint::open(&ModelFiles::Directory(folder)).expect("opens");
+        let linears = checkpoint.configs.transformer.block_linears();
+        let numbers: usize = linears.iter().map(|(count, [outputs, inputs])| count * outputs * inputs).sum();
+        let of = |precision, are_stored| weights_on_host(&checkpoint, precision, are_stored).transformer;
+        assert_eq!(of(Precision::Full, false) - of(Precision::Bf16, false), 2 * numbers);
+        assert_eq!(of(Precision::Full, true), of(Precision::Bf16, true), "some of its tensors are smaller in the file");
     }
 
     #[test]
@@ -521,6 +549,8 @@ mod tests {
         let capped = EngineSettings { memory_budget: Some(ByteSize(1 << 20)), ..auto };
         assert_eq!(of(capped, Some(64 << 30)), (true, Some((0, total))));
         assert_eq!(of(capped, None), (true, Some((0, total))));
+        let bf16 = EngineSettings { precision: Precision::Bf16, ..auto };
+        assert_eq!(of(bf16, Some(1 << 20)), (true, Some((0, total))));
         let fp8 = EngineSettings { precision: Precision::Fp8, ..auto };
         assert_eq!(of(fp8, Some(1 << 20)), (true, None));
         let asked = EngineSettings { offload: Offload::Blocks, ..auto };

@@ -3,13 +3,14 @@
 mod kernel;
 mod lanes;
 mod packed;
+mod rounded;
 
 use candle_core::{Result, Tensor};
 
 use super::Segments;
 
 pub(crate) use kernel::CHOICE as KERNELS;
-pub(crate) use packed::{attention_by, biased_attention};
+pub(crate) use packed::{attention_by, biased_attention, rounded_attention};
 
 /// `softmax(q kᵀ / sqrt(head width)) v` for every head, inside each sequence.
 ///
@@ -78,12 +79,14 @@ mod tests {
         let lengths = [33, 80, 5, 130];
         let qkv = Tensor::randn(0.0_f32, 1.0, (248, 3 * 64), &Device::Cpu).expect("randn");
         let segments = Segments::from_lengths(lengths);
-        let batched = attention(&qkv, 4, &segments).expect("batched");
-        for range in segments.ranges() {
-            let own = qkv.narrow(0, range.start, range.len()).expect("narrow");
-            let alone = attention(&own, 4, &Segments::from_lengths([range.len()])).expect("alone");
-            let found = batched.narrow(0, range.start, range.len()).expect("narrow");
-            assert_eq!(alone.to_vec2::<f32>().expect("values"), found.to_vec2::<f32>().expect("values"));
+        for attention in [attention, rounded_attention] {
+            let batched = attention(&qkv, 4, &segments).expect("batched");
+            for range in segments.ranges() {
+                let own = qkv.narrow(0, range.start, range.len()).expect("narrow");
+                let alone = attention(&own, 4, &Segments::from_lengths([range.len()])).expect("alone");
+                let found = batched.narrow(0, range.start, range.len()).expect("narrow");
+                assert_eq!(alone.to_vec2::<f32>().expect("values"), found.to_vec2::<f32>().expect("values"));
+            }
         }
     }
 }

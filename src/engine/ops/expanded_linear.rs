@@ -4,6 +4,7 @@
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
 
 use super::gemm::expanded::{ExpandRows, multiply_expanded};
+use super::gemm::rounded::multiply_rounded;
 use super::gemm::{MatrixRef, Onto};
 use super::{Rows, contiguous, is_on_cpu};
 
@@ -13,26 +14,41 @@ use super::{Rows, contiguous, is_on_cpu};
 /// # Errors
 /// When shapes, dtypes or devices do not fit, or the weight cannot be read.
 pub(crate) fn expanded_linear(x: &Tensor, weight: &dyn ExpandRows, bias: Option<&Tensor>) -> Result<Tensor> {
+    of(x, bias, &Expanded { weight, multiply: multiply_expanded })
+}
+
+/// [`expanded_linear`] of an input and a weight that are rounded to bf16, with sums in f32.
+///
+/// # Errors
+/// When shapes, dtypes or devices do not fit, or the weight cannot be read.
+pub(crate) fn rounded_linear(x: &Tensor, weight: &dyn ExpandRows, bias: Option<&Tensor>) -> Result<Tensor> {
+    of(x, bias, &Expanded { weight, multiply: multiply_rounded })
+}
+
+fn of(x: &Tensor, bias: Option<&Tensor>, product: &Expanded) -> Result<Tensor> {
     if !is_on_cpu(x) {
         bail!("a weight is expanded in the product on the CPU in f32 alone, and the input is {:?}", x.dtype());
     }
     match bias {
-        Some(bias) => x.apply_op2_no_bwd(bias, &Expanded(weight)),
-        None => x.apply_op1_no_bwd(&Expanded(weight)),
+        Some(bias) => x.apply_op2_no_bwd(bias, product),
+        None => x.apply_op1_no_bwd(product),
     }
 }
 
-struct Expanded<'a>(&'a dyn ExpandRows);
+struct Expanded<'a> {
+    weight: &'a dyn ExpandRows,
+    multiply: fn(&mut [f32], MatrixRef, &dyn ExpandRows, Onto) -> Result<()>,
+}
 
 impl Expanded<'_> {
     fn run(&self, x: Rows, bias: Option<&[f32]>) -> Result<(CpuStorage, Shape)> {
-        let (columns, width) = (self.0.rows(), self.0.columns());
+        let (columns, width) = (self.weight.rows(), self.weight.columns());
         if x.width != width || bias.is_some_and(|bias| bias.len() != columns) {
             bail!("linear: x has {} columns, the weight is {columns}x{width}", x.width);
         }
         let mut out = vec![0.0_f32; x.count * columns];
         let left = MatrixRef::new(x.values, x.count, x.width, x.stride);
-        multiply_expanded(&mut out, left, self.0, Onto::of(bias))?;
+        (self.multiply)(&mut out, left, self.weight, Onto::of(bias))?;
         Ok((CpuStorage::F32(out), Shape::from((x.count, columns))))
     }
 }

@@ -7,6 +7,7 @@
 pub(crate) mod expanded;
 mod library;
 pub(crate) mod panels;
+pub(crate) mod rounded;
 mod tile;
 
 use std::ops::Range;
@@ -322,11 +323,11 @@ impl Target {
     }
 }
 
-/// The blocks of the inner dimension. One, empty, where there is no inner dimension.
-fn inner_blocks(inner: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..inner.div_ceil(INNER_BLOCK).max(1)).map(move |block| {
-        let start = block * INNER_BLOCK;
-        start..(start + INNER_BLOCK).min(inner)
+/// The inner dimension in blocks of a length. One, empty, where there is no inner dimension.
+fn inner_blocks(inner: usize, length: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..inner.div_ceil(length).max(1)).map(move |block| {
+        let start = block * length;
+        start..(start + length).min(inner)
     })
 }
 

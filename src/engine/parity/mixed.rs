@@ -16,6 +16,7 @@ use crate::domain::device::{DeviceChoice, EngineSettings, Offload};
 use crate::domain::engine::{EngineError, Slot, StepEngine as _};
 use crate::domain::image::RgbImage;
 use crate::domain::model::ModelFiles;
+use crate::domain::precision::Precision;
 use crate::domain::spec::{GenerateParams, GenerateSpec};
 use crate::domain::weight_storage::WeightStorage;
 use crate::engine::checkpoint::ComponentWeights;
@@ -76,20 +77,26 @@ fn together(engine: &mut FluxEngine, specs: &[GenerateSpec], by_parts: bool) -> 
     slots.into_iter().map(|slot| engine.finish(slot).expect("finishes")).collect()
 }
 
-/// Compares each image alone with all of them together, however weights are kept.
+/// Compares each image alone with all of them together, however weights are kept, in full precision and in bf16.
 pub(super) fn check(files: &ModelFiles, specs: &[GenerateSpec]) {
+    for precision in [Precision::Full, Precision::Bf16] {
+        check_in(precision, files, specs);
+    }
+}
+
+fn check_in(precision: Precision, files: &ModelFiles, specs: &[GenerateSpec]) {
     let (expanded, stored) = (WeightStorage::Expanded, WeightStorage::AsStored);
     let mut alone: Vec<RgbImage> = Vec::new();
     for (weights, offload) in [(expanded, Offload::Nothing), (stored, Offload::Nothing), (expanded, Offload::Blocks)] {
         let memory_budget = (offload == Offload::Blocks).then_some(ByteSize(1 << 20));
-        let settings = EngineSettings { offload, weights, memory_budget, ..DeviceChoice::Cpu.into() };
+        let settings = EngineSettings { offload, precision, weights, memory_budget, ..DeviceChoice::Cpu.into() };
         let mut engine = FluxEngine::load(files, settings).expect("loads");
         if alone.is_empty() {
             alone = specs.iter().flat_map(|spec| together(&mut engine, std::slice::from_ref(spec), true)).collect();
         }
         let batched = together(&mut engine, specs, false);
         for (index, (one, other)) in alone.iter().zip(&batched).enumerate() {
-            assert!(one.pixels() == other.pixels(), "image {index}, {weights}, {offload:?}");
+            assert!(one.pixels() == other.pixels(), "image {index}, {precision}, {weights}, {offload:?}");
         }
     }
     for (index, image) in alone.iter().enumerate() {

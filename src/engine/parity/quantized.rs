@@ -246,8 +246,17 @@ fn in_fp8_a_file_in_e4m3_keeps_its_weights_and_batch_invariance_holds() {
 fn latents_have_the_same_bits_however_weights_are_kept() {
     let spec = case("tiny-flux-Q4_K_S").args.spec((64, 64), 4);
     for files in kinds() {
-        let latents = [WeightStorage::AsStored, WeightStorage::Expanded]
-            .map(|weights| latents(&mut engine_with(&files, weights), &spec));
-        assert!(latents[0].iter().zip(&latents[1]).all(|(a, b)| a.to_bits() == b.to_bits()), "{files:?}");
+        let of = |weights, precision| {
+            let settings = EngineSettings { precision, weights, ..DeviceChoice::Cpu.into() };
+            latents(&mut FluxEngine::load(&files, settings).expect("loads"), &spec)
+        };
+        let in_both = [Precision::Full, Precision::Bf16].map(|precision| {
+            let [stored, expanded] =
+                [WeightStorage::AsStored, WeightStorage::Expanded].map(|weights| of(weights, precision));
+            let are_same = stored.iter().zip(&expanded).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(are_same && !stored.is_empty(), "{files:?}, {precision}");
+            stored
+        });
+        assert_ne!(in_both[0], in_both[1], "{files:?}: nothing was rounded");
     }
 }

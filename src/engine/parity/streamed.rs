@@ -14,7 +14,7 @@ use crate::engine::adapted::AdapterSet;
 use crate::engine::checkpoint::{Checkpoint, LoadOptions, StreamedBlocks};
 use crate::engine::models::flux1::{Flux1, Image, Residency, Weights};
 
-fn model(files: &ModelFiles, are_stored: bool, resident: Option<usize>) -> Flux1 {
+fn model(files: &ModelFiles, precision: Precision, are_stored: bool, resident: Option<usize>) -> Flux1 {
     let checkpoint = Checkpoint::open(files).expect("opens");
     let config = &checkpoint.configs.transformer;
     let (double, total) = (config.num_layers, config.num_layers + config.num_single_layers);
@@ -30,7 +30,7 @@ fn model(files: &ModelFiles, are_stored: bool, resident: Option<usize>) -> Flux1
         transformer: loading.transformer(),
         controlnets: loading.controlnets(),
     };
-    let residency = Residency { precision: Precision::Full, is_text_streamed, blocks, whole_pixels_max: usize::MAX };
+    let residency = Residency { precision, is_text_streamed, blocks, whole_pixels_max: usize::MAX };
     let (configs, tokenizers) = (checkpoint.configs.clone(), Arc::clone(&checkpoint.tokenizers));
     let model = Flux1::load(configs, tokenizers, weights, residency).expect("loads");
     loading.finish().expect("finishes");
@@ -75,13 +75,15 @@ fn latents_have_the_same_bits_wherever_the_blocks_are() {
     let mut files = kinds();
     files.extend([diffusers_folders(), single_files()]);
     for files in files {
-        for are_stored in [false, true] {
-            let expected = latents(&mut model(&files, are_stored, None));
+        let (full, bf16) = (Precision::Full, Precision::Bf16);
+        for (precision, are_stored) in [(full, false), (full, true), (bf16, true)] {
+            let model = |resident| model(&files, precision, are_stored, resident);
+            let expected = latents(&mut model(None));
             assert!(!expected.is_empty());
             // None stays, some do, all do and the modulations do not.
             for resident in [0, 2, 5] {
-                let found = latents(&mut model(&files, are_stored, Some(resident)));
-                assert!(found == expected, "{files:?}, stored: {are_stored}, {resident} blocks in memory");
+                let found = latents(&mut model(Some(resident)));
+                assert!(found == expected, "{files:?}, {precision}, stored: {are_stored}, {resident} blocks in memory");
             }
         }
     }

@@ -74,6 +74,10 @@ impl ExpandRows for StoredMatrix {
     fn expand(&self, row: usize, columns: Range<usize>, out: &mut [f32]) -> candle_core::Result<()> {
         self.expand(row, columns, out)
     }
+
+    fn bf16_row(&self, row: usize) -> Option<&[u8]> {
+        self.bf16_row(row)
+    }
 }
 
 impl AsStored {

@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device};
 
+use super::bf16::Bf16;
 use super::e4m3::E4m3;
 use crate::domain::device::Offload;
 use crate::domain::precision::Precision;
@@ -35,6 +36,14 @@ pub enum PrecisionError {
         /// The library's message.
         reason: String,
     },
+    /// The device computes in it as it is.
+    #[error(
+        "`--precision bf16` is for the CPU, and {device} computes in bf16 in full precision: use `--precision full`"
+    )]
+    ComputesInBf16 {
+        /// Which device.
+        device: String,
+    },
     /// Blocks would be quantized anew for each step.
     #[error(
         "`--precision {0}` and `--offload blocks` exclude each other: the precision quantizes weights that stay in memory; leave one \
@@ -57,8 +66,11 @@ pub enum PrecisionError {
 /// # Errors
 /// When it does not.
 pub(crate) fn check_device(device: &Device, precision: Precision) -> Result<(), PrecisionError> {
-    if precision == Precision::Full {
-        return Ok(());
+    match precision {
+        Precision::Full => return Ok(()),
+        Precision::Bf16 if device.is_cpu() => return Ok(()),
+        Precision::Bf16 => return Err(PrecisionError::ComputesInBf16 { device: device::describe(device) }),
+        Precision::Fp8 => {}
     }
     if let Some(capability) = device::compute_capability(device) {
         check_capability(capability, || device::describe(device))?;
@@ -72,10 +84,10 @@ pub(crate) fn check_device(device: &Device, precision: Precision) -> Result<(), 
 /// # Errors
 /// When they cannot.
 pub(crate) fn check_streamed(offload: Offload, precision: Precision) -> Result<(), PrecisionError> {
-    match (offload, precision) {
-        (Offload::Blocks, Precision::Fp8) => Err(PrecisionError::Streamed(precision)),
-        _ => Ok(()),
+    if offload == Offload::Blocks && precision.quantizes() {
+        return Err(PrecisionError::Streamed(precision));
     }
+    Ok(())
 }
 
 /// Checks whether devices of a compute capability multiply e4m3.
@@ -95,7 +107,7 @@ pub(crate) fn check_widths(
     device: &Device,
     precision: Precision,
 ) -> Result<(), PrecisionError> {
-    if precision == Precision::Full || device.is_cpu() {
+    if !precision.quantizes() || device.is_cpu() {
         return Ok(());
     }
     // A layer's output is another's input, all of it or in parts.
@@ -110,11 +122,13 @@ pub(crate) fn check_widths(
 
 /// Bytes by which the weights are smaller in a precision than in `dtype`.
 pub(crate) fn bytes_saved(linears: impl IntoIterator<Item = LinearCount>, dtype: DType, precision: Precision) -> usize {
-    if precision == Precision::Full {
-        return 0;
-    }
+    let bytes: fn([usize; 2]) -> usize = match precision {
+        Precision::Full => return 0,
+        Precision::Bf16 => Bf16::bytes,
+        Precision::Fp8 => E4m3::bytes,
+    };
     let saved = |(count, [outputs, inputs]): LinearCount| {
-        count * (outputs * inputs * dtype.size_in_bytes() - E4m3::bytes([outputs, inputs]))
+        count * (outputs * inputs * dtype.size_in_bytes() - bytes([outputs, inputs]))
     };
     linears.into_iter().map(saved).sum()
 }
@@ -137,11 +151,13 @@ mod tests {
         let saved = bytes_saved(flux_dev(), DType::BF16, Precision::Fp8);
         let scales = elements - saved;
         assert!(scales > 0 && scales < 10_000_000, "{scales} bytes of scales");
+        assert_eq!(bytes_saved(flux_dev(), DType::F32, Precision::Bf16), 2 * elements);
+        assert_eq!(bytes_saved(flux_dev(), DType::BF16, Precision::Bf16), 0);
     }
 
     #[test]
-    fn the_cpu_supports_both() {
-        for precision in [Precision::Full, Precision::Fp8] {
+    fn the_cpu_supports_all() {
+        for precision in [Precision::Full, Precision::Bf16, Precision::Fp8] {
             check_device(&Device::Cpu, precision).expect("supported");
             check_widths(flux_dev(), &Device::Cpu, precision).expect("supported");
         }
@@ -160,6 +176,7 @@ mod tests {
         let errors = [
             PrecisionError::Refused { device: "cuda:0".to_owned(), reason: "no".to_owned() }.to_string(),
             PrecisionError::Width { width: 24 }.to_string(),
+            PrecisionError::ComputesInBf16 { device: "cuda:0".to_owned() }.to_string(),
         ];
         assert!(errors.iter().all(|error| error.ends_with("use `--precision full`")), "{errors:?}");
     }
@@ -169,6 +186,7 @@ mod tests {
         let error = check_streamed(Offload::Blocks, Precision::Fp8).expect_err("both").to_string();
         assert!(error.starts_with("`--precision fp8` and `--offload blocks` exclude each other"), "{error}");
         check_streamed(Offload::Blocks, Precision::Full).expect("no conflict");
+        check_streamed(Offload::Blocks, Precision::Bf16).expect("rounded whenever they are multiplied");
         check_streamed(Offload::Text, Precision::Fp8).expect("no conflict");
     }
 

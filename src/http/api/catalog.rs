@@ -129,7 +129,7 @@ pub(in crate::http) struct RuntimeModelView {
     /// How much of its weights has been loaded, while they are being loaded.
     #[serde(skip_serializing_if = "Option::is_none")]
     loading: Option<LoadingView>,
-    /// `fp8`: the model runs in fp8, which is lossy; images differ from those of the published model. Absent: it runs
+    /// `bf16` or `fp8`: the model runs in it, which is lossy; images differ from those of the published model. Absent: it runs
     /// in full precision.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]

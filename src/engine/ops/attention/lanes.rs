@@ -4,6 +4,7 @@
 //! are. Keys and values are read where they are in the stream.
 
 use super::super::gemm::panels::{Panel, PanelRef, Panels};
+use super::super::gemm::rounded::Form;
 use super::super::gemm::{MatrixRef, Threads, VectorUnit};
 use super::super::vector::{SUM_LANES, exp, folded, vectorized};
 
@@ -14,11 +15,16 @@ pub(super) const QUERY_BLOCK: usize = 192;
 /// Keys that are multiplied with all queries of a task before the next.
 const KEY_BLOCK: usize = 64;
 
-/// What [`attend`] multiplies: rows of one head, `[queries, head width]` and twice `[keys, head width]`.
+/// What [`attend`] multiplies: rows of one head.
 pub(super) struct Operands<'a> {
+    /// `[queries, head width]`, or as wide as that is in `form`.
     pub(super) query: MatrixRef<'a>,
+    /// `[keys, head width]`, likewise.
     pub(super) key: MatrixRef<'a>,
+    /// `[keys, head width]`, or as high as that is in `form`.
     pub(super) value: MatrixRef<'a>,
+    /// What they are rounded to; weights are, too. `None`: all are in f32.
+    pub(super) form: Option<Form>,
     pub(super) scale: f32,
     /// The number of the first query, and values as in [`super::biased_attention`] that are added to its scores before they are scaled.
     pub(super) bias: Option<(usize, &'a [f32])>,
@@ -28,6 +34,7 @@ pub(super) struct Operands<'a> {
 #[derive(Default)]
 pub(super) struct Scratch {
     scores: Vec<f32>,
+    rounded: Vec<f32>,
     totals: Vec<f32>,
     highest: Vec<f32>,
     sums: Vec<f32>,
@@ -35,7 +42,7 @@ pub(super) struct Scratch {
 
 /// Writes the outputs `[queries, head width]`. With the bits of [`super::packed`]'s other way.
 pub(super) fn attend(unit: VectorUnit, operands: &Operands, scratch: &mut Scratch, out: &mut [f32]) {
-    let Operands { query, key, value, scale, bias } = *operands;
+    let Operands { query, key, value, form, scale, bias } = *operands;
     let (keys, head_width) = (key.rows, value.columns);
     let queries = Panels::of(unit, query, Threads::One);
     let width_of_all: usize = queries.panels().iter().map(|panel| panel.width(unit)).sum();
@@ -62,7 +69,15 @@ pub(super) fn attend(unit: VectorUnit, operands: &Operands, scratch: &mut Scratc
         scratch.sums.resize(width * SUM_LANES, 0.0);
         softmax_numerators(scores, scale, &mut scratch.highest, &mut scratch.sums);
         scratch.totals.resize(head_width * width, 0.0);
-        PanelRef::new(unit, panel, scores).multiply(value.transposed(), &mut scratch.totals, false);
+        let weights = match form {
+            None => scores,
+            Some(form) => {
+                scratch.rounded.resize(form.width(keys) * width, 0.0);
+                form.round_columns(MatrixRef::new(scores, keys, width, width), &mut scratch.rounded);
+                scratch.rounded.as_mut_slice()
+            }
+        };
+        PanelRef::new(unit, panel, weights).multiply(value.transposed(), &mut scratch.totals, false);
         let out = &mut out[panel.lanes.start * head_width..panel.lanes.end * head_width];
         for (lane, out) in out.chunks_exact_mut(head_width).enumerate() {
             let sums = std::array::from_fn(|part| scratch.sums[part * width + lane]);

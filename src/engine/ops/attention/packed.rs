@@ -8,12 +8,14 @@ use candle_core::{CpuStorage, CustomOp1, DType, InplaceOp2, Layout, Result, Shap
 use rayon::prelude::*;
 
 use super::super::cuda;
+use super::super::gemm::rounded::Form;
 use super::super::gemm::{MatrixRef, Onto, Threads, VectorUnit, multiply};
 use super::super::kernel::Kernel;
 use super::super::softmax::softmax;
 use super::super::vector::softmax_numerators;
 use super::super::{Rows, Segments, contiguous, is_launchable, is_on_cpu, is_on_cuda};
 use super::lanes::{self, QUERY_BLOCK, Scratch};
+use super::rounded::RoundedStream;
 
 /// [`super::attention`]; on a CUDA device by this kernel, if it takes heads of this width.
 ///
@@ -21,7 +23,7 @@ use super::lanes::{self, QUERY_BLOCK, Scratch};
 /// As there.
 pub(crate) fn attention_by(kernel: Kernel, qkv: &Tensor, heads: usize, segments: &Segments) -> Result<Tensor> {
     if is_on_cpu(qkv) || (is_launchable(segments) && is_compiled_for(qkv, heads)) {
-        return qkv.apply_op1_no_bwd(&PackedAttention { kernel, heads, segments, bias: None });
+        return qkv.apply_op1_no_bwd(&PackedAttention { kernel, heads, segments, bias: None, is_rounded: false });
     }
     attention_composed(qkv, heads, segments)
 }
@@ -47,9 +49,22 @@ pub(crate) fn biased_attention(qkv: &Tensor, heads: usize, bias: &Tensor) -> Res
             heads,
             segments: &segments,
             bias: Some(bias),
+            is_rounded: false,
         });
     }
     biased_attention_composed(qkv, heads, bias)
+}
+
+/// [`super::attention`] on the CPU with queries, keys, values and the softmax's numerators rounded to bf16; scores, sums and denominators
+/// are f32. A sequence's bits depend on that sequence alone.
+///
+/// # Errors
+/// As there, or when it is not on the CPU.
+pub(crate) fn rounded_attention(qkv: &Tensor, heads: usize, segments: &Segments) -> Result<Tensor> {
+    if !is_on_cpu(qkv) {
+        bail!("attention is rounded to bf16 on the CPU in f32 alone, and the input is {:?}", qkv.dtype());
+    }
+    qkv.apply_op1_no_bwd(&PackedAttention { kernel: Kernel::Warp, heads, segments, bias: None, is_rounded: true })
 }
 
 /// [`super::attention_into`] by a kernel of a CUDA device. `false`: the kernel does not take this, and nothing was written.
@@ -65,7 +80,7 @@ pub(super) fn attention_into_by(
 ) -> Result<bool> {
     let is_possible = is_on_cuda(&[target]) && is_launchable(segments) && is_compiled_for(qkv, heads);
     if is_possible {
-        target.inplace_op2(qkv, &PackedAttention { kernel, heads, segments, bias: None })?;
+        target.inplace_op2(qkv, &PackedAttention { kernel, heads, segments, bias: None, is_rounded: false })?;
     }
     Ok(is_possible)
 }
@@ -121,6 +136,8 @@ struct PackedAttention<'a> {
     segments: &'a Segments,
     /// As in [`biased_attention`]; then there is one sequence, and scores are not scaled.
     bias: Option<&'a Tensor>,
+    /// As in [`rounded_attention`].
+    is_rounded: bool,
 }
 
 /// Some queries of one head of one sequence, and the memory of their outputs: `[queries, head width]`.
@@ -160,10 +177,16 @@ impl CustomOp1 for PackedAttention<'_> {
             }
         }
         let bias = self.bias.map(Tensor::to_vec2).transpose()?;
-        let unit = VectorUnit::of_this_processor();
-        tasks.into_par_iter().for_each_init(Scratch::default, |scratch, task| {
-            attend((&qkv, self.heads), task, bias.as_deref(), unit, scratch);
-        });
+        let (unit, rounded) = if self.is_rounded {
+            let (unit, form) = Form::of_this_processor();
+            (unit, Some(RoundedStream::of(form, &qkv, self.heads, self.segments)))
+        } else {
+            (VectorUnit::of_this_processor(), None)
+        };
+        let stream = Stream { qkv: &qkv, heads: self.heads, bias: bias.as_deref(), rounded: rounded.as_ref() };
+        tasks
+            .into_par_iter()
+            .for_each_init(Scratch::default, |scratch, mut task| stream.attend(&mut task, unit, scratch));
         Ok((CpuStorage::F32(self.by_rows(&out, part_width)), Shape::from((rows, part_width))))
     }
 
@@ -218,37 +241,56 @@ impl PackedAttention<'_> {
     }
 }
 
-/// Computes a task's outputs, by a vector unit or without one: to the same bits.
-fn attend(
-    (qkv, heads): (&Rows, usize),
-    task: Task,
-    bias: Option<&[Vec<f32>]>,
-    unit: Option<VectorUnit>,
-    scratch: &mut Scratch,
-) {
-    let Task { head, sequence, queries, out } = task;
-    let part_width = qkv.width / 3;
-    let head_width = part_width / heads;
-    let matrix = |rows: &Range<usize>, part: usize| {
-        let start = rows.start * qkv.stride + part * part_width + head * head_width;
-        MatrixRef::new(&qkv.values[start..], rows.len(), head_width, qkv.stride)
-    };
-    let operands = lanes::Operands {
-        query: matrix(&queries, 0),
-        key: matrix(&sequence, 1),
-        value: matrix(&sequence, 2),
-        scale: if bias.is_some() { 1.0 } else { 1.0 / (head_width as f32).sqrt() },
-        bias: bias.map(|bias| (queries.start - sequence.start, bias[head].as_slice())),
-    };
-    match unit {
-        Some(unit) => lanes::attend(unit, &operands, scratch, out),
-        None => attend_in_rows(&operands, out),
+/// What all tasks read.
+struct Stream<'a> {
+    qkv: &'a Rows<'a>,
+    heads: usize,
+    /// Of each head.
+    bias: Option<&'a [Vec<f32>]>,
+    /// Instead of `qkv`.
+    rounded: Option<&'a RoundedStream>,
+}
+
+impl Stream<'_> {
+    /// Computes a task's outputs, by a vector unit or without one: to the same bits.
+    fn attend(&self, task: &mut Task, unit: Option<VectorUnit>, scratch: &mut Scratch) {
+        let operands = self.operands(task);
+        match unit {
+            Some(unit) => lanes::attend(unit, &operands, scratch, task.out),
+            None => attend_in_rows(&operands, task.out),
+        }
+    }
+
+    fn operands(&self, task: &Task) -> lanes::Operands<'_> {
+        let Task { head, ref sequence, ref queries, .. } = *task;
+        let Rows { values, width, stride, .. } = *self.qkv;
+        let part_width = width / 3;
+        let head_width = part_width / self.heads;
+        let matrix = |rows: &Range<usize>, part: usize| {
+            let start = rows.start * stride + part * part_width + head * head_width;
+            MatrixRef::new(&values[start..], rows.len(), head_width, stride)
+        };
+        let [query, key, value] = match self.rounded {
+            None => [matrix(queries, 0), matrix(sequence, 1), matrix(sequence, 2)],
+            Some(rounded) => {
+                let rows = |part, rows| rounded.rows(part, head, rows);
+                [rows(0, queries), rows(1, sequence), rounded.values(head, sequence)]
+            }
+        };
+        lanes::Operands {
+            query,
+            key,
+            value,
+            form: self.rounded.map(RoundedStream::form),
+            scale: if self.bias.is_some() { 1.0 } else { 1.0 / (head_width as f32).sqrt() },
+            bias: self.bias.map(|bias| (queries.start - sequence.start, bias[head].as_slice())),
+        }
     }
 }
 
 /// Scores `[queries, keys]`, by products that rearrange keys and values.
 fn attend_in_rows(operands: &lanes::Operands, out: &mut [f32]) {
-    let lanes::Operands { query, key, value, scale, bias } = *operands;
+    let lanes::Operands { query, key, value, form, scale, bias } = *operands;
     let (queries, keys, head_width) = (query.rows, key.rows, value.columns);
     let mut scores = vec![0.0; queries * keys];
     multiply(&mut scores, query, key.transposed(), Onto::Nothing, Threads::One);
@@ -263,7 +305,17 @@ fn attend_in_rows(operands: &lanes::Operands, out: &mut [f32]) {
     for (scores, denominator) in scores.chunks_exact_mut(keys).zip(&mut denominators) {
         *denominator = softmax_numerators(scores, scale);
     }
-    multiply(out, MatrixRef::new(&scores, queries, keys, keys), value, Onto::Nothing, Threads::One);
+    let (weights, width) = match form {
+        None => (scores, keys),
+        Some(form) => {
+            let width = form.width(keys);
+            let mut rounded = vec![0.0; queries * width];
+            let rows = scores.chunks_exact(keys).zip(rounded.chunks_exact_mut(width));
+            rows.for_each(|(scores, rounded)| form.round(scores, rounded));
+            (rounded, width)
+        }
+    };
+    multiply(out, MatrixRef::new(&weights, queries, width, width), value, Onto::Nothing, Threads::One);
     for (row, denominator) in out.chunks_exact_mut(head_width).zip(denominators) {
         let inverse = 1.0 / denominator;
         for number in row {
@@ -274,32 +326,73 @@ fn attend_in_rows(operands: &lanes::Operands, out: &mut [f32]) {
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
+    use super::super::super::gemm::rounded::tests::ways;
     use super::*;
     use crate::engine::noise::standard_normal;
 
+    /// Some queries of the last head.
+    fn attended(
+        stream: &Stream,
+        unit: Option<VectorUnit>,
+        sequence: &Range<usize>,
+        queries: &Range<usize>,
+    ) -> Vec<f32> {
+        let head_width = stream.qkv.width / 3 / stream.heads;
+        let mut out = vec![0.0; queries.len() * head_width];
+        let (sequence, queries) = (sequence.clone(), queries.clone());
+        let mut task = Task { head: stream.heads - 1, sequence, queries, out: &mut out };
+        stream.attend(&mut task, unit, &mut Scratch::default());
+        out
+    }
+
+    const SHAPES: [(usize, usize, usize); 5] = [(1, 1, 16), (70, 2, 24), (241, 1, 64), (600, 3, 128), (65, 2, 9)];
+
     #[test]
     fn queries_in_lanes_give_the_bits_of_scores_in_rows() {
-        for (tokens, heads, head_width) in [(1_usize, 1, 16), (70, 2, 24), (241, 1, 64), (600, 3, 128)] {
+        for (tokens, heads, head_width) in SHAPES {
             let width = 3 * heads * head_width;
             let values = standard_normal(7, 0, (tokens * width).next_multiple_of(16));
             let qkv = Rows { values: &values[..tokens * width], count: tokens, width, stride: width };
             let biases: Vec<Vec<f32>> = vec![standard_normal(8, 0, (2 * tokens).next_multiple_of(16)); heads];
             for bias in [None, Some(biases.as_slice())] {
+                let stream = Stream { qkv: &qkv, heads, bias, rounded: None };
                 for first in [0, tokens / 2] {
                     let queries = first..(first + QUERY_BLOCK).min(tokens);
-                    let run = |unit| {
-                        let mut out = vec![0.0; queries.len() * head_width];
-                        let task =
-                            Task { head: heads - 1, sequence: 0..tokens, queries: queries.clone(), out: &mut out };
-                        attend((&qkv, heads), task, bias, unit, &mut Scratch::default());
-                        out
-                    };
-                    let in_rows = run(None);
+                    let in_rows = attended(&stream, None, &(0..tokens), &queries);
                     for unit in VectorUnit::all() {
-                        assert!(run(Some(unit)) == in_rows, "{tokens} tokens, {queries:?}, {unit:?}");
+                        let in_lanes = attended(&stream, Some(unit), &(0..tokens), &queries);
+                        assert!(in_lanes == in_rows, "{tokens} tokens, {queries:?}, {unit:?}");
                     }
                 }
             }
+        }
+    }
+
+    /// With what is rounded to bf16, on processors that multiply pairs of it and on others, with sequences of any length before.
+    #[test]
+    fn rounded_attention_has_the_same_bits_on_every_processor_and_is_near_that_of_rounded_numbers() {
+        for (tokens, heads, head_width) in SHAPES {
+            let segments = Segments::from_lengths([3, 0, tokens, 2]);
+            let (rows, width) = (segments.rows(), 3 * heads * head_width);
+            let values = standard_normal(9, 0, (rows * width).next_multiple_of(16));
+            let qkv = Rows { values: &values[..rows * width], count: rows, width, stride: width };
+            let rounded: Vec<f32> = qkv.values.iter().map(|number| bf16::from_f32(*number).to_f32()).collect();
+            let of_rounded = Rows { values: &rounded, ..qkv };
+            let sequence = segments.range(2);
+            let queries = sequence.start..sequence.end.min(sequence.start + QUERY_BLOCK);
+            let full = Stream { qkv: &of_rounded, heads, bias: None, rounded: None };
+            let full = attended(&full, None, &sequence, &queries);
+            let mut outputs = ways().into_iter().map(|(unit, form)| {
+                let rounded = RoundedStream::of(form, &qkv, heads, &segments);
+                attended(&Stream { qkv: &qkv, heads, bias: None, rounded: Some(&rounded) }, unit, &sequence, &queries)
+            });
+            let first = outputs.next().expect("at least one way");
+            assert!(outputs.all(|other| other == first), "{tokens} tokens");
+            let largest = first.iter().zip(&full).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            let is_one = tokens == 1;
+            assert!(largest < 0.01 && (largest > 0.0 || is_one), "{tokens} tokens: {largest:e}");
         }
     }
 }

@@ -27,6 +27,11 @@ pub(crate) trait ExpandRows: Sync {
     /// # Errors
     /// When the row cannot be read.
     fn expand(&self, row: usize, columns: Range<usize>, out: &mut [f32]) -> Result<()>;
+
+    /// A row as its numbers in bf16, little-endian, where it is kept so.
+    fn bf16_row(&self, _row: usize) -> Option<&[u8]> {
+        None
+    }
 }
 
 /// `destination = onto + left × the transpose of right`, in row-major order, on all threads. With the bits of [`super::multiply`] of the
@@ -43,7 +48,7 @@ pub(crate) fn multiply_expanded(
     by(VectorUnit::of_this_processor(), destination, left, right, onto)
 }
 
-fn by(
+pub(super) fn by(
     unit: Option<VectorUnit>,
     destination: &mut [f32],
     left: MatrixRef,

@@ -61,7 +61,7 @@ fn multiply_plainly(destination: &mut Destination, left: MatrixRef, right: Matri
     for row in 0..left.rows {
         let out = &mut destination.values[row * destination.stride..][..right.columns];
         for (column, out) in out.iter_mut().enumerate() {
-            for block in inner_blocks(left.columns) {
+            for block in inner_blocks(left.columns, INNER_BLOCK) {
                 let is_added = accumulate || block.start > 0;
                 let sum = block.fold(0.0_f32, |sum, at| {
                     let number = left.values[row * left.row_stride + at * left.column_stride];
@@ -98,7 +98,7 @@ fn multiply_blocks(
     };
     let stride = destination.stride;
     let start = destination.values.as_mut_ptr();
-    for block in inner_blocks(left.columns) {
+    for block in inner_blocks(left.columns, INNER_BLOCK) {
         let is_added = accumulate || block.start > 0;
         let (left, right) = (inner(left, &block), inner(right.transposed(), &block).transposed());
         // SAFETY: `multiply` has checked that the destination holds rows × columns values, and that the last element

@@ -194,7 +194,7 @@ unsafe fn multiply(
     let width = vectors * unit.width();
     assert_eq!(totals.len(), rows.rows * width, "the totals have another size");
     rows.assert_in_bounds();
-    for block in inner_blocks(rows.columns) {
+    for block in inner_blocks(rows.columns, unit.inner_block()) {
         let (lanes, offsets) = lanes(block.start);
         let mut row = 0;
         while row < rows.rows {

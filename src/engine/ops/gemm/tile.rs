@@ -3,6 +3,13 @@
 //! One operand lies in lanes, a number of each lane next to the other; of the other operand one number at a time is repeated in all
 //! lanes. So that operand is read where it is, in any order: a weight's rows need no rearrangement.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{__m512, __m512bh, _mm512_dpbf16_ps};
+#[cfg(target_arch = "x86_64")]
+use std::mem::transmute;
+
+use super::INNER_BLOCK;
+
 /// A vector unit with fused multiplication and addition, which this processor has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum VectorUnit {
@@ -12,6 +19,9 @@ pub(crate) enum VectorUnit {
     /// 16 registers of 8 numbers.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// As AVX-512, of pairs: see [`super::rounded`]. For nothing else.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
 }
 
 /// What a tile reads and writes.
@@ -48,6 +58,18 @@ impl VectorUnit {
         std::iter::empty()
     }
 
+    /// The unit of this processor that multiplies pairs of bf16, if it has one.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn of_pairs() -> Option<Self> {
+        (is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16")).then_some(Self::Avx512Bf16)
+    }
+
+    /// The unit of this processor that multiplies pairs of bf16, if it has one.
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(super) fn of_pairs() -> Option<Self> {
+        None
+    }
+
     /// The fastest of this processor.
     pub(crate) fn of_this_processor() -> Option<Self> {
         Self::all().next()
@@ -57,7 +79,7 @@ impl VectorUnit {
     pub(crate) fn width(self) -> usize {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => 16,
+            Self::Avx512 | Self::Avx512Bf16 => 16,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => 8,
         }
@@ -69,9 +91,19 @@ impl VectorUnit {
     fn tile(self) -> [usize; 2] {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => [4, 6],
+            Self::Avx512 | Self::Avx512Bf16 => [4, 6],
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => [2, 6],
+        }
+    }
+
+    /// Length of a block of the inner dimension, in what this unit multiplies: a block is as many numbers for all.
+    pub(super) fn inner_block(self) -> usize {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 | Self::Avx2 => INNER_BLOCK,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => INNER_BLOCK / 2,
         }
     }
 
@@ -100,6 +132,9 @@ impl VectorUnit {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: as the caller promises.
             Self::Avx2 => unsafe { avx2::tile(vectors, rows, operands) },
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: as the caller promises.
+            Self::Avx512Bf16 => unsafe { avx512_bf16::tile(vectors, rows, operands) },
         }
     }
 }
@@ -114,9 +149,9 @@ macro_rules! tiles {
         }
     };
     ($module:ident, $features:literal, $width:literal, $zero:ident, $load:ident, $store:ident, $repeat:ident, $add:ident,
-     $fused:ident, $vectors:tt, [$($rows:literal),+]) => {
+     $fused:path, $vectors:tt, [$($rows:literal),+]) => {
         mod $module {
-            use std::arch::x86_64::{$add, $fused, $load, $repeat, $store, $zero};
+            use std::arch::x86_64::{$add, $load, $repeat, $store, $zero};
 
             use super::Operands;
 
@@ -204,7 +239,7 @@ tiles!(
     _mm512_storeu_ps,
     _mm512_set1_ps,
     _mm512_add_ps,
-    _mm512_fmadd_ps,
+    std::arch::x86_64::_mm512_fmadd_ps,
     [1, 2, 3, 4],
     [6, 4, 2, 1]
 );
@@ -218,7 +253,34 @@ tiles!(
     _mm256_storeu_ps,
     _mm256_set1_ps,
     _mm256_add_ps,
-    _mm256_fmadd_ps,
+    std::arch::x86_64::_mm256_fmadd_ps,
     [1, 2],
     [6, 4, 2, 1]
 );
+
+#[cfg(target_arch = "x86_64")]
+tiles!(
+    avx512_bf16,
+    "avx512f,avx512bf16",
+    16,
+    _mm512_setzero_ps,
+    _mm512_loadu_ps,
+    _mm512_storeu_ps,
+    _mm512_set1_ps,
+    _mm512_add_ps,
+    super::add_products_of_pairs,
+    [1, 2, 3, 4],
+    [6, 4, 2, 1]
+);
+
+/// The sum with the product of the second numbers of two pairs, and then with that of the first ones. Each sum is rounded once. What is
+/// too small for a normal number is zero.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+#[inline]
+fn add_products_of_pairs(own: __m512, number: __m512, sum: __m512) -> __m512 {
+    // SAFETY: both types are 512 bits, all of which are numbers.
+    #[expect(unsafe_code, reason = "the same bits as another type")]
+    let [own, number] = unsafe { [transmute::<__m512, __m512bh>(own), transmute::<__m512, __m512bh>(number)] };
+    _mm512_dpbf16_ps(sum, own, number)
+}

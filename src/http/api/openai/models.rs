@@ -34,7 +34,7 @@ pub(in crate::http) struct ModelView {
     created: i64,
     /// The part of its id before the slash.
     owned_by: String,
-    /// `fp8`: the model runs in fp8, which is lossy. Absent: it runs in full precision.
+    /// `bf16` or `fp8`: the model runs in it, which is lossy. Absent: it runs in full precision.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     precision: Option<Precision>,

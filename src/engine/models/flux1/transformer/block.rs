@@ -11,10 +11,18 @@ use crate::domain::precision::Precision;
 use crate::engine::adapted::Changes;
 use crate::engine::checkpoint::Tensors;
 use crate::engine::linear::Linear;
-use crate::engine::ops::attention::{attention, attention_into};
+use crate::engine::ops::attention::{attention, attention_into, rounded_attention};
 use crate::engine::ops::matrix_product::MatrixProduct;
 use crate::engine::ops::{Segments, unwritten};
 use crate::engine::storage::Input;
+
+/// Attention in a precision.
+fn attention_in(precision: Precision, qkv: &Tensor, heads: usize, segments: &Segments) -> Result<Tensor> {
+    match precision {
+        Precision::Bf16 => rounded_attention(qkv, heads, segments),
+        Precision::Full | Precision::Fp8 => attention(qkv, heads, segments),
+    }
+}
 
 /// One stream's half of a double block.
 struct Half {
@@ -70,6 +78,7 @@ pub(super) struct DoubleBlock {
     image: Half,
     text: Half,
     heads: usize,
+    precision: Precision,
 }
 
 impl DoubleBlock {
@@ -84,6 +93,7 @@ impl DoubleBlock {
             image: Half::load(config, "img", precision, modulations, vb)?,
             text: Half::load(config, "txt", precision, modulations, vb)?,
             heads: config.num_attention_heads,
+            precision,
         })
     }
 
@@ -102,7 +112,7 @@ impl DoubleBlock {
         self.image.norm.apply_into(&joint, image_places, &image_qkv, Some(&stream.image_rotary))?;
         // Text stands at position zero: nothing to rotate.
         self.text.norm.apply_into(&joint, text_places, &text_qkv, None)?;
-        let attended = attention(&joint, self.heads, &stream.joint_segments)?;
+        let attended = attention_in(self.precision, &joint, self.heads, &stream.joint_segments)?;
         let (text_attended, image_attended) = stream.split(&attended)?;
         let (image_rows, text_rows) = ((image_segments, image_changes), (text_segments, text_changes));
         let image = self.image.finish(image, &image_attended, &image_modulations, image_rows)?;
@@ -121,6 +131,7 @@ pub(super) struct SingleBlock {
     parts: Option<[Linear; 2]>,
     linear2: Linear,
     norm: HeadNorm,
+    precision: Precision,
     heads: usize,
     hidden: usize,
     mlp: usize,
@@ -144,6 +155,7 @@ impl SingleBlock {
             linear1,
             linear2: Linear::load_in(precision, hidden + mlp, hidden, &vb.pp("linear2"))?,
             norm: HeadNorm::load(config, &vb.pp("norm"))?,
+            precision,
             heads: config.num_attention_heads,
             hidden,
             mlp,
@@ -166,7 +178,7 @@ impl SingleBlock {
         let changes = &stream.joint_changes;
         let wide = self.linear1.product(x, changes)?;
         let qkv = self.norm.apply(&wide.narrow(0, 3 * self.hidden)?, Some(&stream.joint_rotary), changes)?;
-        let attended = attention(&qkv, self.heads, &stream.joint_segments)?;
+        let attended = attention_in(self.precision, &qkv, self.heads, &stream.joint_segments)?;
         let right = wide.narrow(3 * self.hidden, self.mlp)?;
         self.linear2.product(&Input::GeluTanh { left: Some(&attended), right: &right }, changes)
     }
