@@ -5,10 +5,12 @@ Makes a checkpoint of random parameters (text encoders, and without `--decoder` 
 tests/reference), then times diffusers' transformer and scheduler in f32 and `cargo bench --bench engine_step` in turn,
 several rounds for each number of threads and each size, and prints the ratios of the medians. Models: `narrow` has about
 300 million parameters, 4 double and 9 single blocks of 8 heads; `wide` has FLUX.1-dev's width, 24 heads, with 1 and 2 blocks.
-With `--decoder` it also times an autoencoder of FLUX.1-dev's size.
+With `--decoder` it also times an autoencoder of FLUX.1-dev's size. With `--precision bf16` both are asked for bf16: diffusers computes all
+of the transformer in it, this engine the products of its blocks.
 
     python3 -m venv venv && venv/bin/pip install torch diffusers transformers
     venv/bin/python benches/step_against_diffusers.py [--model wide] [--rounds 5] [--steps 3] [--threads 1,2] [--sides 256,512] [--decoder]
+        [--precision bf16]
 """
 
 import argparse
@@ -62,8 +64,8 @@ def diffusers_step_seconds(transformer, text_width: int, pooled_width: int, side
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    tokens = side // 16
-    latents = torch.randn(1, tokens * tokens, 64)
+    tokens, dtype = side // 16, transformer.dtype
+    latents = torch.randn(1, tokens * tokens, 64, dtype=dtype)
     image_ids = torch.zeros(tokens, tokens, 3)
     image_ids[..., 1] += torch.arange(tokens)[:, None]
     image_ids[..., 2] += torch.arange(tokens)[None, :]
@@ -74,8 +76,9 @@ def diffusers_step_seconds(transformer, text_width: int, pooled_width: int, side
         for timestep in scheduler.timesteps:
             start = time.perf_counter()
             velocity = transformer(
-                hidden_states=latents, timestep=timestep.expand(1) / 1000, guidance=torch.tensor([3.5]),
-                pooled_projections=torch.zeros(1, pooled_width), encoder_hidden_states=torch.zeros(1, TEXT_TOKENS, text_width),
+                hidden_states=latents, timestep=timestep.expand(1).to(dtype) / 1000, guidance=torch.tensor([3.5], dtype=dtype),
+                pooled_projections=torch.zeros(1, pooled_width, dtype=dtype),
+                encoder_hidden_states=torch.zeros(1, TEXT_TOKENS, text_width, dtype=dtype),
                 txt_ids=torch.zeros(TEXT_TOKENS, 3), img_ids=image_ids.reshape(-1, 3), return_dict=False,
             )[0]
             latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
@@ -96,11 +99,12 @@ def diffusers_decode_seconds(autoencoder, side: int, count: int) -> list[float]:
     return seconds
 
 
-def engine_seconds(checkpoint: Path, side: int, steps: int, decodes: int, threads: int) -> dict[str, float]:
+def engine_seconds(checkpoint: Path, side: int, decodes: int, threads: int, arguments) -> dict[str, float]:
     """Median seconds by what was timed: `step`, `decode`."""
     environment = os.environ | {
         "FLUXSERVE_BENCH_CHECKPOINT": str(checkpoint), "FLUXSERVE_BENCH_SIDE": str(side),
-        "FLUXSERVE_BENCH_STEPS": str(steps), "FLUXSERVE_BENCH_DECODES": str(decodes), "RAYON_NUM_THREADS": str(threads),
+        "FLUXSERVE_BENCH_STEPS": str(arguments.steps), "FLUXSERVE_BENCH_DECODES": str(decodes),
+        "FLUXSERVE_BENCH_PRECISION": arguments.precision, "RAYON_NUM_THREADS": str(threads),
     }
     command = ["cargo", "bench", "--quiet", "--bench", "engine_step"]
     output = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True).stdout
@@ -120,7 +124,7 @@ def compare(checkpoint: Path, models, side: int, threads: int, arguments) -> Non
         theirs["step"].append(statistics.median(seconds))
         if autoencoder:
             theirs["decode"].append(statistics.median(diffusers_decode_seconds(autoencoder, side, decodes)))
-        for name, seconds in engine_seconds(checkpoint, side, arguments.steps, decodes, threads).items():
+        for name, seconds in engine_seconds(checkpoint, side, decodes, threads, arguments).items():
             ours[name].append(seconds)
             print(f"round {round_number}, {name}: diffusers {theirs[name][-1]:.3f} s, fluxserve {seconds:.3f} s")
     for name in theirs:
@@ -142,6 +146,7 @@ def main() -> None:
     parser.add_argument("--threads", type=numbers, default=[os.cpu_count()], help="one or more numbers: 1,2")
     parser.add_argument("--sides", type=numbers, default=[512], help="pixels, one or more numbers: 256,512")
     parser.add_argument("--decoder", action="store_true", help="also decode, with an autoencoder of FLUX.1-dev's size")
+    parser.add_argument("--precision", choices=["full", "bf16"], default="full")
     arguments = parser.parse_args()
     import diffusers
     import torch
@@ -154,6 +159,8 @@ def main() -> None:
         shutil.copy(REFERENCE / "model_index.json", checkpoint)
         transformer, text_width, pooled_width = make_transformer(checkpoint, arguments.model)
         autoencoder = make_autoencoder(checkpoint) if arguments.decoder else None
+        if arguments.precision == "bf16":
+            transformer.to(torch.bfloat16)
         parameters = sum(parameter.numel() for parameter in transformer.parameters())
         print(f"{parameters / 1e6:.0f} M parameters, torch {torch.__version__}, diffusers {diffusers.__version__}")
         for side in arguments.sides:

@@ -40,6 +40,7 @@ use crate::domain::device::EngineSettings;
 use crate::domain::engine::{Draft, EngineError, EngineLimits, LoadObserver, Slot, StepEngine};
 use crate::domain::image::RgbImage;
 use crate::domain::model::ModelFiles;
+use crate::domain::precision::Precision;
 use crate::domain::spec::GenerateSpec;
 
 use adapted::{AdapterCache, AdapterSet, Loader};
@@ -65,6 +66,7 @@ pub use kernel_trial::{KernelTrial, may_have_faster_kernels, try_kernel};
 pub use memory::TooLarge;
 use memory::{MemoryUse, PixelLimits, Room};
 use models::flux1::{Flux1, Image, Residency, Stepped, Weights};
+pub use ops::gemm::rounded::why_bf16_is_no_faster;
 pub use reading::{LoadTimes, Reading, read_weights};
 pub use self_test::{OperationEvent, OperationReport, run_operations};
 pub use stages::{Stages, WriteError};
@@ -236,6 +238,9 @@ fn warn_of_loss(settings: &EngineSettings, in_e4m3: [usize; 2]) {
     let precision = settings.precision;
     if precision.is_lossy() {
         tracing::warn!(%precision, "the engine runs in a lossy precision: images differ slightly from the model's");
+    }
+    if let (Precision::Bf16, Some(why)) = (precision, why_bf16_is_no_faster()) {
+        tracing::warn!("{why}");
     }
     if let Some(words) = storage::words_for_e4m3(settings.weights, precision, in_e4m3) {
         tracing::info!("{words}: nothing more is lost of them");

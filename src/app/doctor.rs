@@ -13,8 +13,11 @@ use crate::config::Config;
 use crate::domain::device::{DeviceChoice, Kernels, Offload};
 use crate::domain::model_source::ModelSource;
 use crate::domain::operation_group::OperationGroup;
+use crate::domain::precision::Precision;
 use crate::domain::weight_storage::WeightStorage;
-use crate::engine::{self, DeviceError, ExaminedDevice, Inspection, KeptAs, OperationEvent, OperationReport};
+use crate::engine::{
+    self, DeviceError, ExaminedDevice, Inspection, KeptAs, OperationEvent, OperationReport, why_bf16_is_no_faster,
+};
 use crate::store::Store;
 use crate::telemetry::process::available_bytes;
 
@@ -166,10 +169,11 @@ fn precision(config: &Config, devices: &[Device]) -> Finding {
     for device in devices.iter().filter_map(|(_, device)| device.as_ref().ok()) {
         device.check_precision(precision).map_err(|error| error.to_string())?;
     }
-    Ok(if precision.is_lossy() {
-        format!("{precision}, which is lossy: images differ a little from those in full precision")
-    } else {
-        format!("{precision}: nothing is rounded beyond the device's own precision")
+    let lossy = format!("{precision}, which is lossy: images differ a little from those in full precision");
+    Ok(match precision {
+        Precision::Full => format!("{precision}: nothing is rounded beyond the device's own precision"),
+        Precision::Bf16 => format!("{lossy}; {}", why_bf16_is_no_faster().unwrap_or("this processor multiplies bf16")),
+        Precision::Fp8 => lossy,
     })
 }
 
@@ -189,7 +193,7 @@ fn memory(config: &Config, devices: &[Device], models: &[Model]) -> Finding {
         return Ok(format!("{free}, {weights}"));
     }
     let engine = &config.engine;
-    if matches!(engine.offload, Offload::Auto | Offload::Blocks) && !engine.precision.is_lossy() {
+    if matches!(engine.offload, Offload::Auto | Offload::Blocks) && !engine.precision.quantizes() {
         let slow = "blocks of the transformer are read from the disk for each step, which is slow";
         return Ok(format!("{weights}, {free}: {slow}"));
     }

@@ -61,15 +61,22 @@ impl Linear {
         Ok(Self { weight, bias: Some(tensors.get(outputs, "bias")?), modules })
     }
 
-    /// The `weight`s `[outputs, inputs]` of several modules of a component, one below the other, without a bias.
+    /// The `weight`s `[outputs, inputs]` of several modules of a component, one below the other, without a bias. In full precision where
+    /// `precision` quantizes.
     ///
     /// # Errors
     /// As [`Self::load`].
-    pub(crate) fn load_joined(names: &[&str], [outputs, inputs]: [usize; 2], tensors: &Tensors) -> Result<Self> {
+    pub(crate) fn load_joined_in(
+        precision: Precision,
+        names: &[&str],
+        [outputs, inputs]: [usize; 2],
+        tensors: &Tensors,
+    ) -> Result<Self> {
         let parts: Vec<Tensors> = names.iter().map(|name| tensors.pp(name)).collect();
         let weights = parts.iter().map(|part| part.matrix([outputs, inputs], "weight")).collect::<Result<_>>()?;
-        let modules = parts.iter().map(|part| (part.prefix(), outputs));
-        Self::of(Matrix::joined(weights)?, None, modules, tensors.device())
+        let modules = placed(parts.iter().map(|part| (part.prefix(), outputs)));
+        let weight = Stored::in_precision(precision, Matrix::joined(weights)?, tensors.device())?;
+        Ok(Self { weight, bias: None, modules })
     }
 
     /// The layer of some of the outputs, from `start` on, with the same weights. `None` where they are not dense.

@@ -45,6 +45,17 @@ impl Stored {
         }
     }
 
+    /// Keeps a matrix on a device in a precision; as it was given, where that quantizes.
+    ///
+    /// # Errors
+    /// When the device is out of memory.
+    pub(crate) fn in_precision(precision: Precision, matrix: Matrix, device: &Device) -> Result<Self> {
+        match precision {
+            Precision::Bf16 => Bf16::of(matrix).map(Self::Bf16),
+            Precision::Full | Precision::Fp8 => Self::of(matrix, device),
+        }
+    }
+
     /// Loads `weight`. Where it is quantized, the copy in full precision is dropped afterwards, so that at most one layer is in
     /// memory twice.
     ///
@@ -52,8 +63,9 @@ impl Stored {
     /// When it cannot be read, or the device is out of memory.
     pub(crate) fn load(shape: [usize; 2], precision: Precision, tensors: &Tensors) -> Result<Self> {
         match precision {
-            Precision::Full => Self::of(tensors.matrix(shape, "weight")?, tensors.device()),
-            Precision::Bf16 => Bf16::of(tensors.matrix(shape, "weight")?).map(Self::Bf16),
+            Precision::Full | Precision::Bf16 => {
+                Self::in_precision(precision, tensors.matrix(shape, "weight")?, tensors.device())
+            }
             Precision::Fp8 => match tensors.e4m3(shape, "weight")? {
                 Some(E4m3Matrix { codes, scales }) => E4m3::kept(codes, &scales).map(Self::E4m3),
                 None => E4m3::quantize(&tensors.get((shape[0], shape[1]), "weight")?).map(Self::E4m3),

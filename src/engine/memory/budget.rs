@@ -170,6 +170,9 @@ fn weights_on_host(checkpoint: &Checkpoint, precision: Precision, are_stored: bo
         let linears = checkpoint.configs.transformer.block_linears();
         weights.transformer -= storage::bytes_saved(linears, DType::F32, precision);
     }
+    if weights.t5 == full.t5 && !precision.quantizes() {
+        weights.t5 -= storage::bytes_saved(checkpoint.configs.t5.block_linears(), DType::F32, precision);
+    }
     weights
 }
 
@@ -505,6 +508,11 @@ mod tests {
         let of = |precision, are_stored| weights_on_host(&checkpoint, precision, are_stored).transformer;
         assert_eq!(of(Precision::Full, false) - of(Precision::Bf16, false), 2 * numbers);
         assert_eq!(of(Precision::Full, true), of(Precision::Bf16, true), "some of its tensors are smaller in the file");
+        let t5 = |precision| weights_on_host(&checkpoint, precision, false).t5;
+        let linears = checkpoint.configs.t5.block_linears();
+        let numbers: usize = linears.iter().map(|(count, [outputs, inputs])| count * outputs * inputs).sum();
+        assert_eq!(t5(Precision::Full) - t5(Precision::Bf16), 2 * numbers);
+        assert_eq!(t5(Precision::Full), t5(Precision::Fp8), "T5 is not quantized");
     }
 
     #[test]

@@ -140,7 +140,7 @@ fn by(
         (left, right.transposed(), Target::with_lanes_in_columns(&mut destination))
     };
     let bytes_at_once = (PACKED_BYTES_OF_A_THREAD * rayon::current_num_threads()).min(PACKED_BYTES_MAX);
-    for lanes_at_once in lanes_at_once(lanes, bytes_at_once) {
+    for lanes_at_once in lanes_at_once([lanes.rows, lanes.columns], bytes_at_once) {
         let panels = Panels::of(unit, lanes.of_rows(&lanes_at_once), threads);
         let onto = if target.has_lanes_in_rows { onto.of_columns(&lanes_at_once) } else { onto };
         // SAFETY: the destination is borrowed mutably, and has an element for each lane and row, as was checked above.
@@ -151,13 +151,13 @@ fn by(
     }
 }
 
-/// The lanes of a matrix, in parts that are rearranged at a time, of at most so many bytes if possible. All but the last are equally large,
+/// The lanes of a matrix of so many lanes and columns, in parts that are rearranged at a time, of at most so many bytes if possible. All but the last are equally large,
 /// so that the memory of one serves the next.
-fn lanes_at_once(lanes: MatrixRef, bytes_max: usize) -> impl Iterator<Item = Range<usize>> {
-    let most = bytes_max / (size_of::<f32>() * lanes.columns.max(1)) / LANES_STEP * LANES_STEP;
-    let parts = lanes.rows.div_ceil(most.max(LANES_STEP)).max(1);
-    let at_once = lanes.rows.div_ceil(parts).next_multiple_of(LANES_STEP);
-    (0..lanes.rows).step_by(at_once).map(move |start| start..(start + at_once).min(lanes.rows))
+fn lanes_at_once([lanes, columns]: [usize; 2], bytes_max: usize) -> impl Iterator<Item = Range<usize>> {
+    let most = bytes_max / (size_of::<f32>() * columns.max(1)) / LANES_STEP * LANES_STEP;
+    let parts = lanes.div_ceil(most.max(LANES_STEP)).max(1);
+    let at_once = lanes.div_ceil(parts).next_multiple_of(LANES_STEP);
+    (0..lanes).step_by(at_once).map(move |start| start..(start + at_once).min(lanes))
 }
 
 impl<'a> Onto<'a> {

@@ -90,8 +90,14 @@ fn the_model_asks_in_the_order_of_the_plan_and_all_bytes_are_reported() {
     };
     Decoder::load(&configs.vae, &recorded(loading.decoder())).expect("loads");
     Encoder::load(&configs.vae, &recorded(loading.encoder())).expect("loads");
-    TextEncoders::load(configs, recorded(loading.clip()), recorded(loading.builder(Part::T5)).into(), false)
-        .expect("loads");
+    TextEncoders::load(
+        configs,
+        recorded(loading.clip()),
+        recorded(loading.builder(Part::T5)).into(),
+        Precision::Full,
+        false,
+    )
+    .expect("loads");
     let transformer = Tensors::from(recorded(loading.builder(Part::Transformer)));
     Transformer::load(&configs.transformer, &transformer, Precision::Full, None).expect("loads");
     let asked = asked.lock().expect("no panic");
@@ -119,7 +125,7 @@ fn the_tensors_of_a_controlnet_come_behind_the_checkpoints_in_the_order_of_the_p
     let loading = slowly(&checkpoint, false, &progress);
     Decoder::load(&configs.vae, &loading.decoder()).expect("loads");
     Encoder::load(&configs.vae, &loading.encoder()).expect("loads");
-    TextEncoders::load(configs, loading.clip(), loading.t5(), false).expect("loads");
+    TextEncoders::load(configs, loading.clip(), loading.t5(), Precision::Full, false).expect("loads");
     Transformer::load(&configs.transformer, &loading.transformer(), Precision::Full, None).expect("loads");
     ControlNet::load(&loading.controlnets()[0]).expect("loads");
     assert_eq!(loading.stream.as_ref().expect("streams").restarts(), 0, "the net asks in another order");
@@ -171,7 +177,7 @@ fn layers_in_e4m3_are_given_as_their_file_has_them_in_the_order_of_the_plan() {
             .through(|_| Ok(Slow::new(Duration::ZERO)));
         Decoder::load(&configs.vae, &loading.decoder()).expect("loads");
         Encoder::load(&configs.vae, &loading.encoder()).expect("loads");
-        TextEncoders::load(configs, loading.clip(), loading.t5(), false).expect("loads");
+        TextEncoders::load(configs, loading.clip(), loading.t5(), Precision::Full, false).expect("loads");
         Transformer::load(&configs.transformer, &loading.transformer(), Precision::Fp8, None).expect("loads");
         assert_eq!(loading.stream.as_ref().expect("streams").restarts(), 0, "{name}: the model asks in another order");
         let (planned, loaded) = *progress.0.lock().expect("no panic");
@@ -205,7 +211,8 @@ fn layers_in_e4m3_are_given_as_their_file_has_them_in_the_order_of_the_plan() {
 fn blocks_of_t5_are_streamed_for_each_prompt() {
     let (checkpoint, progress) = (checkpoint(), Arc::new(Progress::default()));
     let encoders = |loading: &Loading, is_streamed| {
-        TextEncoders::load(&checkpoint.configs, loading.clip(), loading.t5(), is_streamed).expect("loads")
+        TextEncoders::load(&checkpoint.configs, loading.clip(), loading.t5(), Precision::Full, is_streamed)
+            .expect("loads")
     };
     let host = Loading::new(&checkpoint, &Device::Cpu, options(false), Arc::new(())).expect("begins");
     let mut resident = encoders(&host, false);

@@ -96,7 +96,7 @@ impl TransformerConfig {
         known.into_iter().find(|conditioning| conditioning.joined_channels(latents) == joined)
     }
 
-    /// The linear layers that a lossy precision quantizes: queries, keys and values, what follows attention, and the
+    /// The linear layers that a lossy precision is for: queries, keys and values, what follows attention, and the
     /// feed-forward part, four fifths of a step's arithmetic.
     ///
     /// Not the modulations, which multiply one row a sequence: they are bound by reading weights once a step, and an error in

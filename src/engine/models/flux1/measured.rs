@@ -16,6 +16,7 @@ use crate::engine::adapted::AdapterSet;
 use crate::engine::checkpoint::{Checkpoint, LoadOptions, Tensors, WeightBytes};
 use crate::engine::counted_heap::{most_held, on_one_thread, still_held};
 use crate::engine::memory::{HostDecoding, token_bytes};
+use crate::engine::storage::{LinearCount, bytes_saved};
 
 /// Fails where the two differ by more than a tenth.
 fn assert_near(what: &str, held: usize, planned: usize) {
@@ -25,6 +26,12 @@ fn assert_near(what: &str, held: usize, planned: usize) {
 
 #[test]
 fn each_component_takes_what_the_plan_says() {
+    for precision in [Precision::Full, Precision::Bf16] {
+        check_components(precision);
+    }
+}
+
+fn check_components(precision: Precision) {
     on_one_thread(|| {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/flux-shapes");
         let checkpoint = Checkpoint::open(&ModelFiles::Directory(folder)).expect("opens");
@@ -44,12 +51,13 @@ fn each_component_takes_what_the_plan_says() {
         });
         assert_near("autoencoder", held, vae);
         let (_text, held) =
-            still_held(|| TextEncoders::load(configs, loading.clip(), loading.t5(), false).expect("loads"));
-        assert_near("text encoders", held, clip + t5);
+            still_held(|| TextEncoders::load(configs, loading.clip(), loading.t5(), precision, false).expect("loads"));
+        let saved = |linears: &[LinearCount]| bytes_saved(linears.iter().copied(), DType::F32, precision);
+        assert_near("text encoders", held, clip + t5 - saved(&configs.t5.block_linears()));
         let (_transformer, held) = still_held(|| {
-            Transformer::load(&configs.transformer, &loading.transformer(), Precision::Full, None).expect("loads")
+            Transformer::load(&configs.transformer, &loading.transformer(), precision, None).expect("loads")
         });
-        assert_near("transformer", held, transformer);
+        assert_near("transformer", held, transformer - saved(&configs.transformer.block_linears()));
     });
 }
 
@@ -84,6 +92,12 @@ fn decoding_takes_what_the_plan_says() {
 
 #[test]
 fn a_step_takes_what_the_plan_says() {
+    for precision in [Precision::Full, Precision::Bf16] {
+        check_step(precision);
+    }
+}
+
+fn check_step(precision: Precision) {
     let config = serde_json::json!({
         "in_channels": 64, "num_layers": 1, "num_single_layers": 2, "attention_head_dim": 128,
         "num_attention_heads": 4, "joint_attention_dim": 64, "pooled_projection_dim": 64, "guidance_embeds": true,
@@ -92,7 +106,7 @@ fn a_step_takes_what_the_plan_says() {
     let config: TransformerConfig = serde_json::from_value(config).expect("a configuration");
     on_one_thread(|| {
         let tensors = Tensors::from(VarBuilder::zeros(DType::F32, &Device::Cpu));
-        let transformer = Transformer::load(&config, &tensors, Precision::Full, None).expect("loads");
+        let transformer = Transformer::load(&config, &tensors, precision, None).expect("loads");
         let zeros = |rows: usize, columns: usize| Tensor::zeros((rows, columns), DType::F32, &Device::Cpu);
         let (text, side) = (64, 32);
         let sequence = Sequence {

@@ -10,6 +10,7 @@ use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
 
 use super::config::Configs;
+use crate::domain::precision::Precision;
 use crate::engine::adapted::AdapterSet;
 use crate::engine::checkpoint::Tensors;
 use clip::ClipEncoder;
@@ -31,13 +32,20 @@ pub(crate) struct TextEncoders {
 }
 
 impl TextEncoders {
-    /// Loads both encoders, in the builders' dtype; with `is_streamed`, T5's blocks are loaded for each prompt.
+    /// Loads both encoders, in the builders' dtype; T5's linear layers in `precision`, if it quantizes nothing. With `is_streamed`, T5's
+    /// blocks are loaded for each prompt.
     ///
     /// # Errors
     /// When the device is out of memory.
-    pub(crate) fn load(configs: &Configs, clip: VarBuilder<'static>, t5: Tensors, is_streamed: bool) -> Result<Self> {
+    pub(crate) fn load(
+        configs: &Configs,
+        clip: VarBuilder<'static>,
+        t5: Tensors,
+        precision: Precision,
+        is_streamed: bool,
+    ) -> Result<Self> {
         let clip = ClipEncoder::load(&Tensors::from(clip), &configs.clip)?;
-        Ok(Self { clip, t5: T5Encoder::load(t5, &configs.t5, is_streamed)? })
+        Ok(Self { clip, t5: T5Encoder::load(t5, &configs.t5, precision, is_streamed)? })
     }
 
     /// CLIP's hidden state at the first end-of-text token, `[1, width]`.

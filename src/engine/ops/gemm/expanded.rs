@@ -79,7 +79,7 @@ pub(super) fn by(
     };
     let target = Target::with_lanes_in_columns(&mut Destination { values: destination, stride: columns });
     let starts: Vec<usize> = (0..columns).step_by(rows_of_task).collect();
-    lanes_at_once(left, PACKED_BYTES_MAX).try_for_each(|lanes_at_once| {
+    lanes_at_once([left.rows, left.columns], PACKED_BYTES_MAX).try_for_each(|lanes_at_once| {
         let panels = Panels::of(unit, left.of_rows(&lanes_at_once), Threads::All);
         let target = target.beginning_at(lanes_at_once.start);
         starts.par_iter().try_for_each_init(

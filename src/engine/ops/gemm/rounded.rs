@@ -9,11 +9,18 @@ use candle_core::{Result, bail};
 use rayon::prelude::*;
 
 use super::expanded::{self, ExpandRows};
-use super::{MatrixRef, Onto, VectorUnit};
+use super::{MatrixRef, Onto, PACKED_BYTES_MAX, VectorUnit, lanes_at_once};
 use crate::engine::ops::vectorized;
 
 /// Numbers that are expanded at a time: a multiple of every format's blocks.
 const EXPANDED_AT_ONCE: usize = 512;
+
+/// Why bf16 is no faster than f32 on this processor. `None`: it is.
+#[must_use]
+pub fn why_bf16_is_no_faster() -> Option<&'static str> {
+    let words = "this processor has no AVX-512 BF16, so that bf16 saves memory and no time";
+    VectorUnit::of_pairs().is_none().then_some(words)
+}
 
 /// `destination = onto + left × the transpose of right`, of both rounded to bf16, in row-major order, on all threads. A row has the
 /// same bits however many rows there are, on every processor.
@@ -37,13 +44,21 @@ fn by(
     onto: Onto,
 ) -> Result<()> {
     assert_eq!(left.column_stride, 1, "rows are rounded where they are contiguous");
-    let width = form.width(left.columns);
-    let mut rounded = vec![0.0; left.rows * width];
-    rounded.par_chunks_exact_mut(width.max(1)).enumerate().for_each(|(row, out)| {
-        form.round(&left.values[row * left.row_stride..][..left.columns], out);
-    });
-    let left = MatrixRef::new(&rounded, left.rows, width, width);
-    expanded::by(unit, destination, left, &RoundedRows { rows: right, form }, onto)
+    if left.rows == 0 {
+        return Ok(());
+    }
+    let (width, columns) = (form.width(left.columns), right.rows());
+    let mut rounded = Vec::new();
+    // As many rows as are rearranged at a time.
+    lanes_at_once([left.rows, width], PACKED_BYTES_MAX).try_for_each(|rows| {
+        rounded.resize(rows.len() * width, 0.0);
+        rounded.par_chunks_exact_mut(width.max(1)).zip(rows.clone()).for_each(|(out, row)| {
+            form.round(&left.values[row * left.row_stride..][..left.columns], out);
+        });
+        let left = MatrixRef::new(&rounded, rows.len(), width, width);
+        let destination = &mut destination[rows.start * columns..rows.end * columns];
+        expanded::by(unit, destination, left, &RoundedRows { rows: right, form }, onto)
+    })
 }
 
 /// What a product multiplies instead of numbers.
@@ -277,7 +292,7 @@ pub(crate) mod tests {
                 product(&left[row * inner..][..inner], &right.numbers[column * inner..][..inner], bias)
             };
             for way in ways() {
-                for (first, count) in [(0, rows), (3, 1), (10, 2), (17, 33)] {
+                for (first, count) in [(0, rows), (3, 1), (10, 2), (17, 33), (5, 0)] {
                     let some = MatrixRef::new(&left[first * inner..], count, inner, inner);
                     for right in [&right, &right.in_bf16()] {
                         for onto in [Onto::Nothing, Onto::Bias(&bias)] {

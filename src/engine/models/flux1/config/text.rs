@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use crate::engine::storage::LinearCount;
+
 /// `text_encoder/config.json`, as transformers' `CLIPTextModel` writes it.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(default)]
@@ -78,5 +80,16 @@ impl T5Config {
             layer_norm_epsilon: 1e-6,
             feed_forward_proj: "gated-gelu".to_owned(),
         }
+    }
+
+    /// The linear layers of all blocks.
+    pub(crate) fn block_linears(&self) -> [LinearCount; 4] {
+        let (width, inner, layers) = (self.d_model, self.num_heads * self.d_kv, self.num_layers);
+        [
+            (layers, [3 * inner, width]),
+            (layers, [width, inner]),
+            (layers, [2 * self.d_ff, width]),
+            (layers, [width, self.d_ff]),
+        ]
     }
 }

@@ -6,6 +6,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::super::config::T5Config;
+use crate::domain::precision::Precision;
 use crate::engine::adapted::{AdapterSet, Changes};
 use crate::engine::checkpoint::{Matrix, Tensors};
 use crate::engine::linear::Linear;
@@ -30,8 +31,8 @@ pub(crate) struct T5Encoder {
 
 enum Blocks {
     Resident(Vec<Block>),
-    /// Loaded for each prompt, one after the other: the device holds one at a time.
-    Streamed(Tensors),
+    /// Loaded for each prompt in a precision, one after the other: the device holds one at a time.
+    Streamed(Precision, Tensors),
 }
 
 /// The table of embeddings.
@@ -60,11 +61,12 @@ impl Embedding {
 }
 
 impl T5Encoder {
-    /// Loads the weights in the builder's dtype; with `is_streamed`, those of the blocks for each prompt.
+    /// Loads the weights in the builder's dtype, and those of linear layers in `precision`, if it quantizes nothing; with `is_streamed`,
+    /// those of the blocks for each prompt.
     ///
     /// # Errors
     /// When the device is out of memory.
-    pub(crate) fn load(tensors: Tensors, config: &T5Config, is_streamed: bool) -> Result<Self> {
+    pub(crate) fn load(tensors: Tensors, config: &T5Config, precision: Precision, is_streamed: bool) -> Result<Self> {
         let (device, dtype) = (tensors.device().clone(), tensors.dtype());
         let shared = tensors.pp("shared").on_host();
         let embedding = shared.matrix([config.vocab_size, config.d_model], "weight")?.into();
@@ -72,10 +74,12 @@ impl T5Encoder {
         let bias_table = bias_table.get((config.relative_attention_num_buckets, config.num_heads), "weight")?;
         let final_norm = RmsNorm::load(config, &tensors.pp("encoder.final_layer_norm"))?;
         let blocks = if is_streamed {
-            Blocks::Streamed(tensors)
+            Blocks::Streamed(precision, tensors)
         } else {
             Blocks::Resident(
-                (0..config.num_layers).map(|index| Block::load(config, &tensors, index)).collect::<Result<_>>()?,
+                (0..config.num_layers)
+                    .map(|index| Block::load(config, precision, &tensors, index))
+                    .collect::<Result<_>>()?,
             )
         };
         Ok(Self {
@@ -103,9 +107,9 @@ impl T5Encoder {
                     x = block.forward(&x, &bias, &changes)?;
                 }
             }
-            Blocks::Streamed(tensors) => {
+            Blocks::Streamed(precision, tensors) => {
                 for index in 0..self.config.num_layers {
-                    x = Block::load(&self.config, tensors, index)?.forward(&x, &bias, &changes)?;
+                    x = Block::load(&self.config, *precision, tensors, index)?.forward(&x, &bias, &changes)?;
                 }
             }
         }
@@ -161,17 +165,19 @@ struct Block {
 }
 
 impl Block {
-    fn load(config: &T5Config, tensors: &Tensors, index: usize) -> Result<Self> {
+    fn load(config: &T5Config, precision: Precision, tensors: &Tensors, index: usize) -> Result<Self> {
         let (width, inner) = (config.d_model, config.num_heads * config.d_kv);
         let tensors = tensors.pp(format!("encoder.block.{index}.layer"));
         let (attention, feed) = (tensors.pp("0.SelfAttention"), tensors.pp("1.DenseReluDense"));
+        let joined =
+            |names: &[&str], shape, tensors: &Tensors| Linear::load_joined_in(precision, names, shape, tensors);
         Ok(Self {
             attention_norm: RmsNorm::load(config, &tensors.pp("0.layer_norm"))?,
-            qkv: Linear::load_joined(&["q", "k", "v"], [inner, width], &attention)?,
-            attention_out: Linear::load_joined(&["o"], [width, inner], &attention)?,
+            qkv: joined(&["q", "k", "v"], [inner, width], &attention)?,
+            attention_out: joined(&["o"], [width, inner], &attention)?,
             feed_norm: RmsNorm::load(config, &tensors.pp("1.layer_norm"))?,
-            gate_and_up: Linear::load_joined(&["wi_0", "wi_1"], [config.d_ff, width], &feed)?,
-            down: Linear::load_joined(&["wo"], [width, config.d_ff], &feed)?,
+            gate_and_up: joined(&["wi_0", "wi_1"], [config.d_ff, width], &feed)?,
+            down: joined(&["wo"], [width, config.d_ff], &feed)?,
             heads: config.num_heads,
         })
     }
