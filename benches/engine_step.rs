@@ -2,7 +2,8 @@
 //!
 //! `cargo bench --bench engine_step` uses the tiny reference checkpoint; `FLUXSERVE_BENCH_CHECKPOINT=DIR` names another
 //! and `FLUXSERVE_BENCH_IMAGES`, `…_SIDE`, `…_STEPS` set the number of images in the batch, their side in pixels and the
-//! number of steps, `…_WEIGHTS` how weights are kept (`as-stored` or `expanded`), `…_PRECISION` the precision, and `…_DECODES` how often an image is decoded.
+//! number of steps, `…_WEIGHTS` how weights are kept (`as-stored` or `expanded`), `…_PRECISION` the precision, and `…_DECODES` how often
+//! an image is decoded.
 //! `benches/step_against_diffusers.py` compares it with diffusers on the same weights.
 
 #![allow(missing_docs, clippy::print_stdout, reason = "a benchmark prints its result")]

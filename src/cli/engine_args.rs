@@ -23,8 +23,8 @@ pub struct EngineArgs {
     /// run on every device [default: auto]
     #[arg(long, value_name = "KERNELS")]
     pub kernels: Option<Kernels>,
-    /// Precision of linear layers: full; bf16, for the CPU, which is faster on processors with AVX-512 BF16; or fp8. Both take half the
-    /// memory and are lossy [default: full]
+    /// Precision: full; bf16, for the CPU, which is faster on processors with AVX-512 BF16; or fp8. Both are lossy, and linear layers take
+    /// half the memory [default: full]
     #[arg(long, value_name = "PRECISION")]
     pub precision: Option<Precision>,
     /// How weights are kept in memory: `as-stored` takes their file's size, `expanded` is faster, `auto` expands them where

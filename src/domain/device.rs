@@ -182,7 +182,7 @@ pub struct EngineSettings {
     pub kernels: Kernels,
     /// Faster kernels that a trial found unfit: the portable ones stand in for them.
     pub kernel_faults: KernelFaults,
-    /// Precision of the linear layers of its blocks.
+    /// Precision of its blocks.
     pub precision: Precision,
     /// How its weights are kept in memory.
     pub weights: WeightStorage,

@@ -7,12 +7,12 @@ use std::str::FromStr;
 /// weights of a file in e4m3 are quantized again after they were expanded, and not otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WeightStorage {
-    /// Expanded where that fits: on CUDA, and on the CPU into half of the memory that is available.
+    /// Expanded where that fits: on CUDA, and on the CPU into half of the memory that is available. As stored in bf16 on the CPU.
     #[default]
     Auto,
     /// As their file stores them: they take the file's size, and are expanded whenever they are multiplied.
     AsStored,
-    /// Expanded to the precision of the computation when they are loaded: bf16 on CUDA, f32 on the CPU.
+    /// Expanded to the precision of the computation when they are loaded: bf16 on CUDA, on the CPU f32, or what is asked for.
     Expanded,
 }
 

@@ -83,8 +83,9 @@ impl ExaminedDevice {
 /// How an engine with these settings would use the memory of a GPU with so many bytes free, in words.
 ///
 /// # Errors
-/// When the checkpoint is incomplete, or the model does not fit.
+/// When the checkpoint is incomplete, the model does not fit, or no GPU supports the precision.
 pub fn memory_plan_within(files: &ModelFiles, free: usize, settings: &EngineSettings) -> Result<String, LoadError> {
+    storage::check_gpu(settings.precision)?;
     let checkpoint = Checkpoint::open(files)?;
     let free = free.saturating_sub(bytes_beside(files, &checkpoint)?);
     let plan = memory::plan_within(&checkpoint, free, device::GPU_DTYPE, settings)?;

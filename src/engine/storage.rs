@@ -23,7 +23,9 @@ pub(crate) use dense::Dense;
 use e4m3::E4m3;
 pub(crate) use input::Input;
 pub use precision::PrecisionError;
-pub(crate) use precision::{LinearCount, bytes_saved, check_device, check_streamed, check_widths};
+pub(crate) use precision::{
+    LinearCount, bytes_saved, check_device, check_gpu, check_streamed, check_widths, dtype_of_linears,
+};
 
 /// A weight matrix `[outputs, inputs]`.
 pub(crate) enum Stored {

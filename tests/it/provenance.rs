@@ -77,18 +77,24 @@ async fn images_of_the_other_routes_have_metadata_and_previews_do_not() {
 /// The model list marks a model as lossy, and so does each of its images.
 #[tokio::test]
 async fn a_lossy_image_is_marked() {
-    let app = TestApp::with(Options { precision: Precision::Fp8, ..Options::default() }).await;
+    for precision in [Precision::Fp8, Precision::Bf16] {
+        check_marks(precision, &precision.to_string()).await;
+    }
+}
+
+async fn check_marks(precision: Precision, word: &str) {
+    let app = TestApp::with(Options { precision, ..Options::default() }).await;
     let (_, parameters) = told(&generated(&app, "image/png", "a fox").await).expect("metadata");
     let expected = json!({
-        "model": MODEL, "seed": 5, "steps": 2, "guidance": 3.5, "width": 64, "height": 64, "precision": "fp8"
+        "model": MODEL, "seed": 5, "steps": 2, "guidance": 3.5, "width": 64, "height": 64, "precision": word
     });
     assert_eq!(parameters, expected);
     let models = app.get("/v1/inference/runtime/models").await.json()["models"].clone();
     let told: Vec<(&Value, &Value)> =
         models.as_array().expect("models").iter().map(|model| (&model["id"], &model["precision"])).collect();
-    assert!(told.contains(&(&json!(MODEL), &json!("fp8"))), "{told:?}");
+    assert!(told.contains(&(&json!(MODEL), &json!(word))), "{told:?}");
     assert!(told.iter().all(|(id, precision)| *id == MODEL || precision.is_null()), "{told:?}");
-    assert_eq!(app.get("/v1/models").await.json()["data"][0]["precision"], "fp8");
+    assert_eq!(app.get("/v1/models").await.json()["data"][0]["precision"], word);
 }
 
 /// A job survives a change of precision: it runs in the worker's present one, which its file records.

@@ -78,7 +78,7 @@ pub(in crate::config) const ENGINE_KERNELS: Variable = variable(
 pub(in crate::config) const ENGINE_PRECISION: Variable = variable(
     "FLUXSERVE_ENGINE_PRECISION",
     "engine.precision",
-    "full; bf16, for the CPU; or fp8: quantized linear layers. Both take half the memory and are lossy",
+    "full; bf16, for the CPU; or fp8: quantized linear layers. Both are lossy, and half as large",
 );
 pub(in crate::config) const ENGINE_WEIGHTS: Variable = variable(
     "FLUXSERVE_ENGINE_WEIGHTS",

@@ -144,14 +144,21 @@ impl Checkpoint {
         })
     }
 
-    /// The size of the transformer's blocks in `dtype`, or with their matrices as they are stored.
-    pub(crate) fn block_bytes(&self, dtype: DType, are_stored: bool) -> BlockBytes {
+    /// The size of the transformer's blocks in `dtype`, their linear layers in a type of their own, or with their matrices as they are
+    /// stored.
+    pub(crate) fn block_bytes(&self, dtype: DType, of_linears: DType, are_stored: bool) -> BlockBytes {
         let config = &self.configs.transformer;
         let are_stored = are_stored && Part::Transformer.stored_bytes(self, dtype).is_some();
         // Every name has a tensor.
         let bytes = |name: &str| {
             self.transformer.recipe(name, dtype).map_or(0, |recipe| {
-                if are_stored && recipe.shape.len() == 2 { recipe.stored_bytes() } else { recipe.bytes() }
+                if are_stored && recipe.shape.len() == 2 {
+                    recipe.stored_bytes()
+                } else if is_block_linear(name) {
+                    Recipe { dtype: of_linears, ..recipe }.bytes()
+                } else {
+                    recipe.bytes()
+                }
             })
         };
         let tensors = self.transformer.names().map(|name| (name, bytes(name)));

@@ -203,11 +203,25 @@ mod tests {
                         assert!(same, "{numbers:?}, {is_swapped}, row {row}, {range:?}");
                     }
                 }
+                check_bf16_rows(&matrix, &format!("{numbers:?}, {is_swapped}"));
                 let beyond = columns + 1;
                 matrix.expand(0, 0..beyond, &mut vec![0.0; beyond]).expect_err("beyond its width");
                 matrix.expand(ROWS, 0..1, &mut [0.0]).expect_err("beyond its end");
             }
         }
+    }
+
+    /// Rows in bf16 are the numbers that they expand to; no others are given so. Returns how many there are.
+    fn check_bf16_rows(matrix: &StoredMatrix, what: &str) -> usize {
+        let given = |row: &usize| {
+            let Some(bytes) = matrix.bf16_row(*row) else { return false };
+            let mut out = vec![f32::NAN; matrix.columns()];
+            matrix.expand(*row, 0..out.len(), &mut out).expect("expands");
+            let found = bytes.as_chunks().0.iter().map(|bytes| half::bf16::from_le_bytes(*bytes).to_f32());
+            assert!(found.eq(out.iter().copied()), "{what}, row {row}");
+            true
+        };
+        (0..matrix.rows()).filter(given).count()
     }
 
     #[test]
@@ -222,6 +236,8 @@ mod tests {
             parts[row / ROWS].expand(row % ROWS, 0..COLUMNS, &mut expected).expect("expands");
             assert_eq!(found, expected, "row {row}");
         }
+        assert_eq!(check_bf16_rows(&joined, "joined"), ROWS, "one of the two is in bf16");
+        assert!(joined.bf16_row(2 * ROWS).is_none(), "beyond its end");
         let narrow = Recipe { shape: vec![2 * ROWS, COLUMNS / 2], ..recipe(&kinds[0], false) };
         let narrow = StoredMatrix::read(&narrow).expect("reads");
         StoredMatrix::joined(vec![parts[0].clone(), narrow]).expect_err("another width");

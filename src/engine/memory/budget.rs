@@ -8,7 +8,7 @@ use crate::domain::device::{EngineSettings, Offload};
 use crate::domain::engine::EngineLimits;
 use crate::domain::precision::Precision;
 use crate::domain::weight_storage::WeightStorage;
-use crate::engine::checkpoint::{BlockBytes, Checkpoint, StreamedBlocks, WeightBytes};
+use crate::engine::checkpoint::{BlockBytes, Checkpoint, ControlNetFiles, StreamedBlocks, WeightBytes};
 use crate::engine::models::flux1::config::Configs;
 use crate::engine::{device, storage};
 use crate::telemetry::process::available_bytes;
@@ -51,8 +51,9 @@ struct Kept {
 }
 
 impl Kept {
-    fn new(checkpoint: &Checkpoint, weights: WeightBytes, dtype: DType) -> Self {
-        Self { weights, blocks: checkpoint.block_bytes(dtype, weights.expanding > 0) }
+    fn new(checkpoint: &Checkpoint, weights: WeightBytes, dtype: DType, precision: Precision) -> Self {
+        let of_linears = storage::dtype_of_linears(dtype, precision);
+        Self { weights, blocks: checkpoint.block_bytes(dtype, of_linears, weights.expanding > 0) }
     }
 
     fn plan(
@@ -84,7 +85,8 @@ pub(crate) fn room_for(
         let available = available.map(|available| available.saturating_sub(beside as u64));
         let room = room_on_host(checkpoint, settings, available);
         if let Some(blocks) = room.blocks {
-            let bytes = checkpoint.block_bytes(DType::F32, room.are_stored).read_for_a_step(blocks);
+            let of_linears = storage::dtype_of_linears(DType::F32, settings.precision);
+            let bytes = checkpoint.block_bytes(DType::F32, of_linears, room.are_stored).read_for_a_step(blocks);
             let StreamedBlocks { resident, total, .. } = blocks;
             tracing::info!(
                 resident,
@@ -117,7 +119,7 @@ fn room_on_host(checkpoint: &Checkpoint, settings: &EngineSettings, available: O
     let offload = match (settings.offload, available) {
         (Offload::Auto, Some(available)) => offload_on_host(checkpoint, settings, weights, available),
         (Offload::Blocks, available) => {
-            let plan = plan_on_host(checkpoint, weights, available.unwrap_or_default());
+            let plan = plan_on_host(checkpoint, settings.precision, weights, available.unwrap_or_default());
             OnHost::Blocks(plan(Offload::Blocks).ok().and_then(|plan| plan.streamed_blocks()))
         }
         (Offload::Text, _) => OnHost::Text,
@@ -151,7 +153,7 @@ enum OnHost {
 
 /// The first that fits.
 fn offload_on_host(checkpoint: &Checkpoint, settings: &EngineSettings, weights: WeightBytes, available: u64) -> OnHost {
-    let plan = plan_on_host(checkpoint, weights, available);
+    let plan = plan_on_host(checkpoint, settings.precision, weights, available);
     if plan(Offload::Nothing).is_ok() {
         OnHost::Nothing
     } else if plan(Offload::Text).is_ok() || settings.precision.quantizes() {
@@ -161,29 +163,35 @@ fn offload_on_host(checkpoint: &Checkpoint, settings: &EngineSettings, weights: 
     }
 }
 
-/// The weights in the host's memory.
+/// The weights in the host's memory. Those that a precision quantizes are counted as in full precision.
 fn weights_on_host(checkpoint: &Checkpoint, precision: Precision, are_stored: bool) -> WeightBytes {
     let full = checkpoint.weight_bytes(DType::F32);
     let mut weights = checkpoint.stored_weight_bytes(DType::F32).filter(|_| are_stored).unwrap_or(full);
-    // Otherwise they are no smaller than their file.
+    if precision.quantizes() {
+        return weights;
+    }
+    let (transformer, t5) = (&checkpoint.configs.transformer, &checkpoint.configs.t5);
+    // What is kept as it is stored is not rounded when it is loaded.
     if weights.transformer == full.transformer {
-        let linears = checkpoint.configs.transformer.block_linears();
-        weights.transformer -= storage::bytes_saved(linears, DType::F32, precision);
+        weights.transformer -= storage::bytes_saved(transformer.block_linears(), DType::F32, precision);
     }
-    if weights.t5 == full.t5 && !precision.quantizes() {
-        weights.t5 -= storage::bytes_saved(checkpoint.configs.t5.block_linears(), DType::F32, precision);
+    if weights.t5 == full.t5 {
+        weights.t5 -= storage::bytes_saved(t5.block_linears(), DType::F32, precision);
     }
+    let saved_of = |net: &ControlNetFiles| storage::bytes_saved(net.config.linears(), DType::F32, precision);
+    weights.attached -= checkpoint.controlnets.iter().map(saved_of).sum::<usize>();
     weights
 }
 
 /// Plans with so many bytes of the host's memory.
 fn plan_on_host(
     checkpoint: &Checkpoint,
+    precision: Precision,
     weights: WeightBytes,
     available: u64,
 ) -> impl Fn(Offload) -> Result<MemoryPlan, TooLarge> + '_ {
     const DTYPE: DType = DType::F32;
-    let kept = Kept::new(checkpoint, weights, DTYPE);
+    let kept = Kept::new(checkpoint, weights, DTYPE, precision);
     // A plan leaves out T5's table, which is in the host's memory.
     let t5 = &checkpoint.configs.t5;
     let table = t5.vocab_size * t5.d_model * DTYPE.size_in_bytes();
@@ -272,7 +280,8 @@ fn forms(checkpoint: &Checkpoint, dtype: DType, settings: &EngineSettings) -> (K
     let are_blocks_kept = !settings.precision.quantizes()
         || storage::is_e4m3_kept(settings.weights, settings.precision) && checkpoint.is_in_e4m3();
     let stored = checkpoint.stored_weight_bytes(dtype).filter(|_| are_blocks_kept);
-    (Kept::new(checkpoint, expanded, dtype), stored.map(|stored| Kept::new(checkpoint, stored, dtype)))
+    let kept = |weights| Kept::new(checkpoint, weights, dtype, settings.precision);
+    (kept(expanded), stored.map(kept))
 }
 
 /// The first plan that fits of those that the settings allow, the fastest first: weights expanded, as they are stored, both with
@@ -307,11 +316,11 @@ fn first_that_fits(
 #[cfg(test)]
 mod tests {
     use std::fmt::Write as _;
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
 
     use super::*;
     use crate::domain::byte_size::ByteSize;
-    use crate::domain::model::{CompletedFiles, ModelFiles};
+    use crate::domain::model::{Attachments, CompletedFiles, ModelFiles};
     use crate::engine::checkpoint::{EXPANDED_BYTES_MAX, flux_dev_tensors};
     use crate::engine::models::flux1::config::Configs;
 
@@ -459,19 +468,16 @@ mod tests {
         assert_eq!(free.map(|free| of(WeightStorage::Expanded, free)), [false; 3]);
     }
 
+    fn completed(path: PathBuf, base: Option<ModelFiles>) -> CompletedFiles {
+        CompletedFiles { path, text_encoders: Vec::new(), vae: None, base, attachments: Attachments::default() }
+    }
+
     /// In fp8 other matrices may stay as they are stored where those that it is for do.
     #[test]
     fn in_fp8_only_a_file_in_e4m3_is_planned_as_stored() {
         let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference");
         let base = ModelFiles::Directory(reference.join("FLUX.1-dev"));
-        let path = reference.join("quant/fp8/flux1-dev-fp8-scaled.safetensors");
-        let files = CompletedFiles {
-            path,
-            text_encoders: Vec::new(),
-            vae: None,
-            base: Some(base),
-            attachments: crate::domain::model::Attachments::default(),
-        };
+        let files = completed(reference.join("quant/fp8/flux1-dev-fp8-scaled.safetensors"), Some(base));
         let in_e4m3 = Checkpoint::open(&ModelFiles::Completed(Box::new(files))).expect("opens");
         let in_q4 = reference.join("quant/FLUX.1-dev-256/tiny-flux-Q4_K_S.gguf");
         let in_q4 = Checkpoint::open(&ModelFiles::Directory(in_q4)).expect("opens");
@@ -513,6 +519,23 @@ mod tests {
         let numbers: usize = linears.iter().map(|(count, [outputs, inputs])| count * outputs * inputs).sum();
         assert_eq!(t5(Precision::Full) - t5(Precision::Bf16), 2 * numbers);
         assert_eq!(t5(Precision::Full), t5(Precision::Fp8), "T5 is not quantized");
+        // Blocks that are read for each step are counted alike.
+        let others = |precision| {
+            let weights = weights_on_host(&checkpoint, precision, false);
+            let BlockBytes { blocks, modulations, .. } = Kept::new(&checkpoint, weights, DType::F32, precision).blocks;
+            weights.transformer - blocks.iter().sum::<usize>() - modulations
+        };
+        assert_eq!(others(Precision::Full), others(Precision::Bf16));
+        // All of a net's own but what its embedders and modulations have.
+        let union = "family/controlnet/FLUX.1-dev-ControlNet-Union";
+        let reference = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/reference");
+        let mut files = completed(reference.join("FLUX.1-dev"), None);
+        files.attachments.controlnets = vec![("edges".into(), reference.join(union))];
+        let checkpoint = Checkpoint::open(&ModelFiles::Completed(Box::new(files))).expect("opens");
+        let nets = |precision| weights_on_host(&checkpoint, precision, true).attached;
+        let (full, bf16) = (nets(Precision::Full), nets(Precision::Bf16));
+        assert!(bf16 < full && 2 * bf16 > full, "{bf16} of {full} bytes");
+        assert_eq!(nets(Precision::Fp8), full);
     }
 
     #[test]

@@ -77,7 +77,7 @@ pub(crate) struct Weights {
 /// How [`Flux1::load`] keeps the weights.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Residency {
-    /// Of the linear layers inside the transformer's blocks and, if it quantizes nothing, of T5's.
+    /// Of the linear layers inside the transformer's blocks and, if it quantizes nothing, of T5's and of ControlNets'.
     pub(crate) precision: Precision,
     /// Whether T5's blocks are on the device only while a prompt is encoded.
     pub(crate) is_text_streamed: bool,
@@ -122,7 +122,8 @@ impl Flux1 {
         let Residency { precision, blocks, is_text_streamed, .. } = residency;
         let text = TextEncoders::load(&configs, weights.clip, weights.t5, precision, is_text_streamed)?;
         let transformer = Transformer::load(&configs.transformer, &weights.transformer, precision, blocks)?;
-        let controlnets = weights.controlnets.iter().map(ControlNet::load).collect::<Result<_>>()?;
+        let controlnets =
+            weights.controlnets.iter().map(|net| ControlNet::load(net, precision)).collect::<Result<_>>()?;
         Ok(Self {
             projection: Projection::new(configs.vae.latent_channels),
             vision: Vision::default(),

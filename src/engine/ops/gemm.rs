@@ -23,8 +23,8 @@ const INNER_BLOCK: usize = 512;
 /// Rows that are multiplied with one panel before the next: a panel's numbers are read once for all of them.
 const ROWS_OF_A_TASK: usize = 96;
 
-/// Most bytes of an operand that are rearranged at a time. They belong to the workspace of the plan for memory. Less in tests, so that
-/// operands have several parts.
+/// Most bytes of an operand that are rearranged at a time, and most that are rounded before that. They belong to the workspace of the
+/// plan for memory. Less in tests, so that operands have several parts.
 const PACKED_BYTES_MAX: usize = if cfg!(test) { 1 << 20 } else { 64 << 20 };
 
 /// As much of that for each thread as the cache that all share may hold, if each part costs nothing but reading the other operand again.
@@ -151,8 +151,8 @@ fn by(
     }
 }
 
-/// The lanes of a matrix of so many lanes and columns, in parts that are rearranged at a time, of at most so many bytes if possible. All but the last are equally large,
-/// so that the memory of one serves the next.
+/// The lanes of a matrix of so many lanes and columns, in parts that are rearranged at a time, of at most so many bytes if possible. All
+/// but the last are equally large, so that the memory of one serves the next.
 fn lanes_at_once([lanes, columns]: [usize; 2], bytes_max: usize) -> impl Iterator<Item = Range<usize>> {
     let most = bytes_max / (size_of::<f32>() * columns.max(1)) / LANES_STEP * LANES_STEP;
     let parts = lanes.div_ceil(most.max(LANES_STEP)).max(1);

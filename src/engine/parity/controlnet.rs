@@ -19,6 +19,7 @@ use crate::domain::device::{DeviceChoice, EngineSettings, Offload};
 use crate::domain::engine::{EngineError, Slot, StepEngine as _};
 use crate::domain::image::RgbImage;
 use crate::domain::model::{Attachments, CompletedFiles, ModelCard, ModelFiles};
+use crate::domain::precision::Precision;
 use crate::domain::spec::{GenerateParams, GenerateSpec};
 use crate::domain::weight_storage::WeightStorage;
 use crate::engine::models::flux1::transformer::Residuals;
@@ -366,13 +367,19 @@ fn latents(engine: &mut FluxEngine, specs: &[GenerateSpec]) -> Vec<Vec<u32>> {
 
 #[test]
 fn images_have_the_same_bits_with_others_as_alone() {
+    let [full, bf16] = [Precision::Full, Precision::Bf16].map(same_with_others_as_alone);
+    assert!(full.iter().zip(&bf16).all(|(full, bf16)| full != bf16), "nothing was rounded");
+}
+
+/// The latents of images, which are checked.
+fn same_with_others_as_alone(precision: Precision) -> Vec<Vec<u32>> {
     let specs = company(1.0);
     let mut expected: Option<Vec<Vec<u32>>> = None;
     let (expanded, stored) = (WeightStorage::Expanded, WeightStorage::AsStored);
     // The last reads every block for each step.
     for (weights, offload) in [(expanded, Offload::Nothing), (stored, Offload::Nothing), (expanded, Offload::Blocks)] {
         let memory_budget = (offload == Offload::Blocks).then_some(ByteSize(1 << 20));
-        let settings = EngineSettings { offload, weights, memory_budget, ..DeviceChoice::Cpu.into() };
+        let settings = EngineSettings { offload, precision, weights, memory_budget, ..DeviceChoice::Cpu.into() };
         let mut engine = FluxEngine::load(&files(), settings).expect("loads");
         let together = latents(&mut engine, &specs);
         let alone: Vec<Vec<u32>> =
@@ -384,6 +391,9 @@ fn images_have_the_same_bits_with_others_as_alone() {
     }
     let all = expected.expect("three engines");
     // Without nets beside it, the model gives plain images the same bits.
+    let engine = |files: &ModelFiles| {
+        FluxEngine::load(files, EngineSettings { precision, ..DeviceChoice::Cpu.into() }).expect("loads")
+    };
     let mut plain = engine(&diffusers_folders());
     assert!(latents(&mut plain, std::slice::from_ref(&specs[3]))[0] == all[3]);
     // Every net does something.
@@ -392,6 +402,7 @@ fn images_have_the_same_bits_with_others_as_alone() {
         let is_controlled = specs[index].controls().iter().any(|control| control.scale > 0.0);
         assert_eq!(image != still, is_controlled, "image {index}");
     }
+    all
 }
 
 #[test]

@@ -3,13 +3,18 @@
 
 use std::ops::Range;
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result, Storage, Tensor, bail};
 use half::bf16;
+use rayon::prelude::*;
 
 use crate::engine::checkpoint::{Matrix, StoredMatrix};
 use crate::engine::ops::expanded_linear::rounded_linear;
 use crate::engine::ops::gemm::expanded::ExpandRows;
+use crate::engine::ops::gemm::rounded::round_to_bytes;
 use crate::engine::ops::matrix_product::MatrixProduct;
+
+/// Numbers that a thread rounds at a time.
+const ROUNDED_AT_ONCE: usize = 64 << 10;
 
 /// A weight matrix `[outputs, inputs]`.
 pub(crate) enum Bf16 {
@@ -52,9 +57,16 @@ impl Bf16 {
 
 impl Numbers {
     fn of(weight: &Tensor) -> Result<Self> {
-        let numbers = weight.to_dtype(DType::BF16)?.flatten_all()?.to_vec1::<bf16>()?;
-        let bytes = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
-        Ok(Self { bytes, columns: weight.dim(1)? })
+        let weight = weight.to_dtype(DType::F32)?.contiguous()?;
+        let (storage, layout) = weight.storage_and_layout();
+        let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+            bail!("a weight is rounded to bf16 in the host's memory");
+        };
+        let numbers = &storage.as_slice::<f32>()?[start..end];
+        let mut bytes = vec![0; Bf16::bytes([numbers.len(), 1])];
+        let tasks = bytes.par_chunks_mut(Bf16::bytes([ROUNDED_AT_ONCE, 1])).zip(numbers.par_chunks(ROUNDED_AT_ONCE));
+        tasks.for_each(|(bytes, numbers)| round_to_bytes(numbers, bytes));
+        Ok(Self { bytes, columns: layout.dims()[1] })
     }
 
     fn row(&self, row: usize) -> &[u8] {

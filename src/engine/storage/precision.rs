@@ -120,6 +120,25 @@ pub(crate) fn check_widths(
     linears.into_iter().find_map(unfit).map_or(Ok(()), |width| Err(PrecisionError::Width { width }))
 }
 
+/// The type of the linear layers that a precision is for, where others are of `dtype` and none is quantized.
+pub(crate) fn dtype_of_linears(dtype: DType, precision: Precision) -> DType {
+    match precision {
+        Precision::Bf16 => DType::BF16,
+        Precision::Full | Precision::Fp8 => dtype,
+    }
+}
+
+/// Checks whether GPUs support a precision, where none is at hand.
+///
+/// # Errors
+/// When none does.
+pub(crate) fn check_gpu(precision: Precision) -> Result<(), PrecisionError> {
+    match precision {
+        Precision::Bf16 => Err(PrecisionError::ComputesInBf16 { device: "a GPU".to_owned() }),
+        Precision::Full | Precision::Fp8 => Ok(()),
+    }
+}
+
 /// Bytes by which the weights are smaller in a precision than in `dtype`.
 pub(crate) fn bytes_saved(linears: impl IntoIterator<Item = LinearCount>, dtype: DType, precision: Precision) -> usize {
     let bytes: fn([usize; 2]) -> usize = match precision {

@@ -127,7 +127,7 @@ fn the_tensors_of_a_controlnet_come_behind_the_checkpoints_in_the_order_of_the_p
     Encoder::load(&configs.vae, &loading.encoder()).expect("loads");
     TextEncoders::load(configs, loading.clip(), loading.t5(), Precision::Full, false).expect("loads");
     Transformer::load(&configs.transformer, &loading.transformer(), Precision::Full, None).expect("loads");
-    ControlNet::load(&loading.controlnets()[0]).expect("loads");
+    ControlNet::load(&loading.controlnets()[0], Precision::Full).expect("loads");
     assert_eq!(loading.stream.as_ref().expect("streams").restarts(), 0, "the net asks in another order");
     let (planned, loaded) = *progress.0.lock().expect("no panic");
     assert_eq!(planned, loaded);

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use candle_nn::VarBuilder;
 
+use super::config::controlnet::ControlNetConfig;
 use super::config::{TransformerConfig, VaeConfig};
 use super::text::TextEncoders;
-use super::transformer::Sequence;
+use super::transformer::{ControlNet, Sequence};
 use super::{Decoder, Encoder, Transformer};
 use crate::domain::model::ModelFiles;
 use crate::domain::precision::Precision;
 use crate::engine::adapted::AdapterSet;
-use crate::engine::checkpoint::{Checkpoint, LoadOptions, Tensors, WeightBytes};
+use crate::engine::checkpoint::{Checkpoint, ControlNetWeights, LoadOptions, Tensors, WeightBytes};
 use crate::engine::counted_heap::{most_held, on_one_thread, still_held};
 use crate::engine::memory::{HostDecoding, token_bytes};
 use crate::engine::storage::{LinearCount, bytes_saved};
@@ -58,6 +59,28 @@ fn check_components(precision: Precision) {
             Transformer::load(&configs.transformer, &loading.transformer(), precision, None).expect("loads")
         });
         assert_near("transformer", held, transformer - saved(&configs.transformer.block_linears()));
+    });
+}
+
+/// Of random numbers, so wide that what is no tensor counts for little.
+#[test]
+fn a_controlnet_takes_what_the_plan_says() {
+    let config = serde_json::json!({
+        "in_channels": 64, "num_layers": 1, "num_single_layers": 1, "attention_head_dim": 64, "num_attention_heads": 4,
+        "joint_attention_dim": 64, "pooled_projection_dim": 64, "guidance_embeds": true, "axes_dims_rope": [8, 28, 28]
+    });
+    let config = ControlNetConfig::parse(&config.to_string()).expect("a configuration");
+    on_one_thread(|| {
+        let held = |precision| {
+            let tensors = Tensors::from(VarBuilder::zeros(DType::F32, &Device::Cpu));
+            let weights = ControlNetWeights { name: "edges".into(), config: config.clone(), tensors };
+            still_held(|| ControlNet::load(&weights, precision).expect("loads")).1
+        };
+        let saved = bytes_saved(config.linears(), DType::F32, Precision::Bf16);
+        let (full, bf16) = (held(Precision::Full), held(Precision::Bf16));
+        assert!(saved > full / 4, "{saved} of {full} bytes");
+        assert_near("a ControlNet in bf16", bf16, full - saved);
+        assert_eq!(held(Precision::Fp8), full);
     });
 }
 

@@ -1,7 +1,7 @@
 //! A product of numbers that are rounded to bf16, with sums in f32: lossy, and twice as fast where the processor multiplies bf16.
 //!
 //! Numbers are taken in pairs, and of a pair the product of the second is added first: so AVX-512's instruction does it, and so the same
-//! bits are had without it. Only there a sum that is too small for a normal number of f32 is not zero.
+//! bits are had without it, but for sums near the smallest normal number of f32, 1e-38: what is below it is zero for the instruction.
 
 use std::ops::Range;
 
@@ -150,6 +150,14 @@ vectorized! {
     fn join_to_pairs<'a>(first: &'a [f32], second: &'a [f32], out: &'a mut [f32]) {
         for ((out, first), second) in out.iter_mut().zip(first).zip(second) {
             *out = f32::from_bits(rounded(*first) >> 16 | rounded(*second));
+        }
+    }
+
+    /// Writes numbers in bf16, little-endian.
+    pub(in crate::engine) fn round_to_bytes<'a>(numbers: &'a [f32], bytes: &'a mut [u8]) {
+        for (bytes, number) in bytes.as_chunks_mut().0.iter_mut().zip(numbers) {
+            let [_, _, lower, upper] = rounded(*number).to_le_bytes();
+            *bytes = [lower, upper];
         }
     }
 
@@ -311,6 +319,52 @@ pub(crate) mod tests {
                     }
                 }
             }
+        }
+    }
+
+    /// Also on processors that do not multiply pairs.
+    #[test]
+    fn pairs_hold_the_same_numbers_as_numbers_alone() {
+        // The second of each pair first, as they are in the other form.
+        let unpacked = |pairs: &[f32], width: usize| -> Vec<u32> {
+            let rows = pairs.chunks(width).flat_map(|row| {
+                let second = row.iter().map(|pair| pair.to_bits() & 0xffff_0000);
+                second.chain(row.iter().map(|pair| pair.to_bits() << 16))
+            });
+            rows.collect()
+        };
+        let bits = |numbers: &[f32]| -> Vec<u32> { numbers.iter().map(|number| number.to_bits()).collect() };
+        for (rows, width) in [(1, 1), (2, 5), (5, 64), (7, 513), (8, 1030)] {
+            let values = numbers(rows * width, 5);
+            let in_columns = [Form::Pairs, Form::Numbers].map(|form| {
+                let mut out = vec![f32::NAN; form.width(rows) * width];
+                form.round_columns(MatrixRef::new(&values, rows, width, width), &mut out);
+                out
+            });
+            assert_eq!(unpacked(&in_columns[0], width), bits(&in_columns[1]), "{rows}x{width}");
+            let matrix = Copied::new(values, width);
+            for matrix in [&matrix, &matrix.in_bf16()] {
+                for row in 0..rows {
+                    let in_rows = [Form::Pairs, Form::Numbers].map(|form| {
+                        let rounded = RoundedRows { rows: matrix, form };
+                        let mut out = vec![f32::NAN; rounded.columns()];
+                        rounded.expand(row, 0..out.len(), &mut out).expect("expands");
+                        out
+                    });
+                    assert_eq!(unpacked(&in_rows[0], 1), bits(&in_rows[1]), "row {row} of {rows}x{width}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bytes_are_rounded_as_what_is_multiplied() {
+        let values: Vec<f32> =
+            numbers(101, 4).into_iter().chain([f32::MIN_POSITIVE * 0.999, -1e-40, f32::NAN]).collect();
+        let mut bytes = vec![0; 2 * values.len()];
+        round_to_bytes(&values, &mut bytes);
+        for (bytes, value) in bytes.as_chunks().0.iter().zip(values) {
+            assert_eq!(u32::from(u16::from_le_bytes(*bytes)) << 16, rounded(value), "{value:e}");
         }
     }
 

@@ -8,6 +8,7 @@ use std::arch::x86_64::{__m512, __m512bh, _mm512_dpbf16_ps};
 #[cfg(target_arch = "x86_64")]
 use std::mem::transmute;
 
+#[cfg(target_arch = "x86_64")]
 use super::INNER_BLOCK;
 
 /// A vector unit with fused multiplication and addition, which this processor has.

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use super::{TransformerConfig, WIDTH_MAX};
+use crate::engine::storage::LinearCount;
 
 /// `config.json` of a ControlNet, as diffusers' `FluxControlNetModel` writes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,6 +31,12 @@ impl ControlNetConfig {
     /// How many blocks it has, each of which gives a residual: those with two streams, and those on the joint stream.
     pub(crate) fn blocks(&self) -> [usize; 2] {
         [self.trunk.num_layers, self.trunk.num_single_layers]
+    }
+
+    /// The linear layers that a lossy precision is for, if it quantizes nothing: those of the blocks, and behind each.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = LinearCount> {
+        let (blocks, hidden) = (self.blocks().iter().sum(), self.trunk.hidden_size());
+        self.trunk.block_linears().into_iter().chain([(blocks, [hidden, hidden])])
     }
 
     /// The rules that it breaks by itself.

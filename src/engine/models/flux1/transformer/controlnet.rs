@@ -67,17 +67,18 @@ pub(crate) struct Controlled<'a> {
 }
 
 impl ControlNet {
-    /// Loads the weights in full precision.
+    /// Loads the weights; those of linear layers in `precision`, if it quantizes nothing.
     ///
     /// # Errors
     /// When they cannot be read, or the device is out of memory.
-    pub(crate) fn load(weights: &ControlNetWeights) -> Result<Self> {
+    pub(crate) fn load(weights: &ControlNetWeights, precision: Precision) -> Result<Self> {
+        let precision = if precision.quantizes() { Precision::Full } else { precision };
         let ControlNetWeights { name, config, tensors } = weights;
         let (trunk, [double, single]) = (&config.trunk, config.blocks());
         let hidden = trunk.hidden_size();
         let (img_in, embedders) = Embedders::load(trunk, tensors)?;
         let mut modulations = ModulationsLoader::without_final_layer(trunk, tensors)?;
-        let load = |number| Block::load(trunk, number, Precision::Full, &mut modulations, tensors);
+        let load = |number| Block::load(trunk, number, precision, &mut modulations, tensors);
         let blocks: Vec<Block> = (0..double + single).map(load).collect::<Result<_>>()?;
         let control_in = Linear::load(trunk.in_channels, hidden, &tensors.pp("controlnet_x_embedder"))?;
         let mode_rows = |modes: u32| tensors.pp("controlnet_mode_embedder").get((modes as usize, hidden), "weight");
@@ -93,7 +94,9 @@ impl ControlNet {
             modes,
             blocks,
             modulations: modulations.finish(trunk, tensors)?,
-            outputs: names.map(|name| Linear::load(hidden, hidden, &tensors.pp(name))).collect::<Result<_>>()?,
+            outputs: names
+                .map(|name| Linear::load_in(precision, hidden, hidden, &tensors.pp(name)))
+                .collect::<Result<_>>()?,
             device: tensors.device().clone(),
             dtype: tensors.dtype(),
         })
