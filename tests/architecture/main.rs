@@ -47,7 +47,8 @@ fn files_import_each_other_only_where_that_is_allowed() {
 fn code_for_a_vector_unit_has_no_closures() {
     let tile = fs::read_to_string(root().join("src/engine/ops/gemm/tile.rs")).expect("the tile of products");
     assert!(tile.contains("#[target_feature("), "the code for vector units is elsewhere");
-    let with_closure: Vec<&str> = tile.lines().filter(|line| line.contains('|')).collect();
+    // Alternatives of a pattern have spaces around what separates them.
+    let with_closure: Vec<&str> = tile.lines().filter(|line| line.replace(" | ", " ").contains('|')).collect();
     assert!(with_closure.is_empty(), "{with_closure:#?}");
 }
 
