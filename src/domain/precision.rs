@@ -12,8 +12,8 @@ pub enum Precision {
     /// Full precision: bf16 on CUDA, f32 on the CPU.
     #[default]
     Full,
-    /// bf16, with sums in f32, on the CPU, in attention, T5 and ControlNets, too: half the memory of f32, and lossy. Faster on processors that multiply bf16, with the same
-    /// bits on others. CUDA computes in bf16 in full precision.
+    /// bf16, with sums in f32, on the CPU, in attention, T5 and ControlNets, too: half the memory of f32, and lossy. Faster on processors
+    /// that multiply bf16, with the same bits on others. CUDA computes in bf16 in full precision.
     Bf16,
     /// fp8 (e4m3), with a scale per row of weights and per token: half the memory, meant to be faster on GPUs with fp8,
     /// and lossy. Weights of a file in e4m3 keep its codes. On the CPU the same rounding, no faster.

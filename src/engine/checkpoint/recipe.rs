@@ -162,26 +162,24 @@ impl Recipe {
 
     /// The bytes of so many numbers from number `first` on, where they are stored in bf16 in one piece in the host's memory.
     pub(super) fn bf16(&self, first: usize, count: usize) -> Option<&[u8]> {
-        let mut skipped = first;
-        for segment in &self.segments {
-            if skipped >= segment.count {
-                skipped -= segment.count;
-                continue;
+        let mut bytes = None;
+        let all = self.each_segment(first, count, |segment, first, now| {
+            if now == count && segment.numbers.plain() == Some(DType::BF16) {
+                let start = segment.start + (segment.skipped + first) * size_of::<bf16>();
+                bytes = segment.file.slice(start, count * size_of::<bf16>());
             }
-            let is_whole = segment.numbers.plain() == Some(DType::BF16) && count <= segment.count - skipped;
-            let start = segment.start + (segment.skipped + skipped) * size_of::<bf16>();
-            return if is_whole { segment.file.slice(start, count * size_of::<bf16>()) } else { None };
-        }
-        None
+            Ok(())
+        });
+        all.ok().and(bytes)
     }
 
     /// Calls `read` for each segment that has some of `count` numbers from number `first` on: with the first of its own, and
     /// how many.
-    fn each_segment(
-        &self,
+    fn each_segment<'a>(
+        &'a self,
         first: usize,
         count: usize,
-        mut read: impl FnMut(&Segment, usize, usize) -> std::result::Result<(), String>,
+        mut read: impl FnMut(&'a Segment, usize, usize) -> std::result::Result<(), String>,
     ) -> std::result::Result<(), String> {
         let (mut skipped, mut left) = (first, count);
         for segment in &self.segments {

@@ -230,20 +230,30 @@ macro_rules! tiles {
     };
 }
 
+/// [`tiles`] of AVX-512's registers.
 #[cfg(target_arch = "x86_64")]
-tiles!(
-    avx512,
-    "avx512f",
-    16,
-    _mm512_setzero_ps,
-    _mm512_loadu_ps,
-    _mm512_storeu_ps,
-    _mm512_set1_ps,
-    _mm512_add_ps,
-    std::arch::x86_64::_mm512_fmadd_ps,
-    [1, 2, 3, 4],
-    [6, 4, 2, 1]
-);
+macro_rules! tiles_of_avx512 {
+    ($module:ident, $features:literal, $fused:path) => {
+        tiles!(
+            $module,
+            $features,
+            16,
+            _mm512_setzero_ps,
+            _mm512_loadu_ps,
+            _mm512_storeu_ps,
+            _mm512_set1_ps,
+            _mm512_add_ps,
+            $fused,
+            [1, 2, 3, 4],
+            [6, 4, 2, 1]
+        );
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+tiles_of_avx512!(avx512, "avx512f", std::arch::x86_64::_mm512_fmadd_ps);
+#[cfg(target_arch = "x86_64")]
+tiles_of_avx512!(avx512_bf16, "avx512f,avx512bf16", super::add_products_of_pairs);
 #[cfg(target_arch = "x86_64")]
 tiles!(
     avx2,
@@ -256,21 +266,6 @@ tiles!(
     _mm256_add_ps,
     std::arch::x86_64::_mm256_fmadd_ps,
     [1, 2],
-    [6, 4, 2, 1]
-);
-
-#[cfg(target_arch = "x86_64")]
-tiles!(
-    avx512_bf16,
-    "avx512f,avx512bf16",
-    16,
-    _mm512_setzero_ps,
-    _mm512_loadu_ps,
-    _mm512_storeu_ps,
-    _mm512_set1_ps,
-    _mm512_add_ps,
-    super::add_products_of_pairs,
-    [1, 2, 3, 4],
     [6, 4, 2, 1]
 );
 
