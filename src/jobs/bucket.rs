@@ -48,13 +48,16 @@ pub(super) struct Bucket {
     is_down: AtomicBool,
     images: AtomicU64,
     bytes: AtomicU64,
+    /// Of the images that wait, how many it refuses while it accepts other files.
+    refused: AtomicU64,
     recent: RecentImages,
 }
 
 impl Bucket {
     pub(super) fn new(settings: ResultBucket, waiting: Waiting) -> Self {
         let (images, bytes) = (AtomicU64::new(waiting.images), AtomicU64::new(waiting.bytes));
-        let bucket = Self { settings, is_down: AtomicBool::new(false), images, bytes, recent: RecentImages::default() };
+        let (is_down, refused) = (AtomicBool::new(false), AtomicU64::new(0));
+        let bucket = Self { settings, is_down, images, bytes, refused, recent: RecentImages::default() };
         bucket.tell();
         bucket
     }
@@ -73,9 +76,27 @@ impl Bucket {
         self.waiting().bytes.saturating_add(BLOCK_BYTES) > self.settings.waiting_bytes_max
     }
 
-    /// Writes an image.
+    /// Writes an image. After an error it is down, unless it refused this image and accepts other files: a proxy before it
+    /// may have a limit for their size.
     pub(super) async fn put(&self, id: JobId, format: OutputFormat, bytes: &[u8]) -> Result<(), ObjectsError> {
-        self.noted(self.settings.objects.put(&name_of(id, format), bytes, format.content_type()).await)
+        let outcome = self.settings.objects.put(&name_of(id, format), bytes, format.content_type()).await;
+        if let Err(error @ ObjectsError::Refused(_)) = &outcome
+            && self.check().await.is_ok()
+        {
+            tracing::error!(job = %id, %error, "the bucket accepts other files, but not this image; it stays on the disk");
+            return outcome;
+        }
+        self.noted(outcome)
+    }
+
+    /// Notes how many of the images that wait it refuses, while it accepts other files.
+    pub(super) fn note_refused(&self, images: usize) {
+        self.refused.store(images as u64, Ordering::Release);
+    }
+
+    /// How many of the images that wait it refuses, while it accepts other files.
+    pub(super) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Acquire)
     }
 
     /// Finds out whether it accepts images.

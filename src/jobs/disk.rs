@@ -57,8 +57,12 @@ impl JobService {
 
     /// What works less well than it should, in words for everyone: images wait because the bucket does not accept them.
     pub fn results_outage(&self) -> Option<String> {
-        let bucket = self.0.bucket.as_ref().filter(|bucket| bucket.is_down())?;
-        Some(format!("the bucket does not accept images: {} wait on the disk", bucket.waiting().images))
+        let bucket = self.0.bucket.as_ref()?;
+        if bucket.is_down() {
+            return Some(format!("the bucket does not accept images: {} wait on the disk", bucket.waiting().images));
+        }
+        let refused = bucket.refused();
+        (refused > 0).then(|| format!("the bucket does not accept some of the images: {refused} wait on the disk"))
     }
 }
 

@@ -4,6 +4,10 @@ use object_store::Error;
 
 /// Longest text of a store's own error that is repeated.
 const SAID_CHARS_MAX: usize = 300;
+/// What is before the status of an answer in a store's error.
+const STATUS_MARK: &str = "status code: ";
+/// Answers that ask for the same request later: 408 Request Timeout, 425 Too Early, 429 Too Many Requests.
+const PASSING_STATUSES: [u16; 3] = [408, 425, 429];
 
 /// Why a request to a bucket failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -17,6 +21,9 @@ pub enum ObjectsError {
     /// A file is larger than any of ours.
     #[error("the file in the bucket has {0} bytes, which is no file of this worker")]
     TooLarge(u64),
+    /// It refused this request, and may accept another one.
+    #[error("{0}")]
+    Refused(String),
     /// It answered with an error, or could not be reached.
     #[error("{0}")]
     Failed(String),
@@ -27,11 +34,19 @@ pub enum ObjectsError {
 
 impl From<Error> for ObjectsError {
     fn from(error: Error) -> Self {
-        match error {
-            Error::NotFound { .. } => Self::Missing,
-            other => Self::Failed(brief(&with_cause(&other))),
+        if let Error::NotFound { .. } = error {
+            return Self::Missing;
         }
+        let text = with_cause(&error);
+        if is_refusal(&text) { Self::Refused(brief(&text)) } else { Self::Failed(brief(&text)) }
     }
+}
+
+/// Whether a store's answer says that the request is wrong, not that the store has a problem. The status is in the error's text
+/// alone.
+fn is_refusal(text: &str) -> bool {
+    let status = text.split_once(STATUS_MARK).and_then(|(_, rest)| rest.get(..3)?.parse::<u16>().ok());
+    status.is_some_and(|status| (400..500).contains(&status) && !PASSING_STATUSES.contains(&status))
 }
 
 /// An error's text, and that of what is behind it.

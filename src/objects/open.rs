@@ -67,16 +67,18 @@ fn s3(settings: &ObjectsSettings, name: &str) -> AmazonS3Builder {
         .with_bucket_name(name)
         // Deleting several files by one request is not in every store that speaks S3.
         .with_disable_bulk_delete(true)
+        // Whatever the environment says of it: the setting is what allows it.
+        .with_allow_http(settings.allow_http)
         .with_retry(retries())
         .with_http_connector(Connector);
     if let Some(endpoint) = &settings.endpoint {
         // Before the environment's, also before its more special one.
         builder = builder.with_config(AmazonS3ConfigKey::S3Endpoint, endpoint);
     }
-    if let Some(region) = &settings.region {
-        builder = builder.with_region(region);
+    match &settings.region {
+        Some(region) => builder.with_region(region),
+        None => builder,
     }
-    if settings.allow_http { builder.with_allow_http(true) } else { builder }
 }
 
 fn retries() -> RetryConfig {
@@ -89,18 +91,32 @@ fn retries() -> RetryConfig {
 
 #[cfg(test)]
 mod tests {
+    use object_store::ClientConfigKey;
+
     use super::*;
 
-    #[tokio::test]
-    async fn an_unreachable_store_is_an_error_without_secrets() {
-        let settings = ObjectsSettings {
+    fn settings(allow_http: bool) -> ObjectsSettings {
+        ObjectsSettings {
             location: "s3://pictures/some".parse().expect("a bucket"),
             // Nothing listens there.
             endpoint: Some("http://127.0.0.1:9".into()),
             region: Some("test-1".into()),
-            allow_http: true,
+            allow_http,
+        }
+    }
+
+    #[test]
+    fn only_the_setting_allows_a_store_without_tls() {
+        let allows = |allow_http| {
+            let key = AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp);
+            s3(&settings(allow_http), "pictures").get_config_value(&key)
         };
-        let builder = s3(&settings, "pictures").with_access_key_id("an-id").with_secret_access_key("a-secret");
+        assert_eq!((allows(true).as_deref(), allows(false).as_deref()), (Some("true"), Some("false")));
+    }
+
+    #[tokio::test]
+    async fn an_unreachable_store_is_an_error_without_secrets() {
+        let builder = s3(&settings(true), "pictures").with_access_key_id("an-id").with_secret_access_key("a-secret");
         let objects = signing(builder.build().expect("a store"), "some");
         let error = objects.put("a.png", b"bytes", "image/png").await.expect_err("unreachable").to_string();
         assert!(error.contains("127.0.0.1:9") && !error.contains("a-secret") && !error.contains("an-id"), "{error}");

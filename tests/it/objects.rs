@@ -1,5 +1,6 @@
 //! Images in a bucket: there before their jobs have succeeded, on the disk while it is down, and removed with their jobs.
 
+mod refusing;
 mod store;
 mod uploads;
 
