@@ -21,12 +21,14 @@ use files::OpenFiles;
 pub use milliseconds::{from_milliseconds, to_milliseconds};
 use private_file::create_file;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Connection as _, SqlitePool};
+use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection, SqlitePool};
 
 /// Connections of the pool. SQLite has one writer at a time, so more of them would only wait for each other.
 const CONNECTIONS_MAX: u32 = 8;
 /// Longest wait of a writer for a transaction of another process, such as the command line.
 const BUSY_TIMEOUT_SECONDS: u64 = 5;
+/// Longest wait for a reader before the log is left as it is: nobody can write meanwhile.
+const TRUNCATION_WAIT_MILLISECONDS: u64 = 50;
 /// Longest wait for a connection, after which the database counts as unavailable.
 const ACQUIRE_TIMEOUT_SECONDS: u64 = 10;
 /// Size that the write-ahead log is truncated to on a restart: it holds deleted rows in readable form.
@@ -146,14 +148,19 @@ impl Store {
         self.files.check()
     }
 
-    /// Folds the write-ahead log into the file and empties it, so that both lose deleted data. Returns `false` if a reader
-    /// prevents that now; the log is as it was, or shorter.
+    /// Folds the write-ahead log into the file and empties it, so that both lose deleted data. Returns `false` if a reader, such
+    /// as a backup, prevents that now; the log is as it was, or shorter.
     ///
     /// # Errors
     /// [`StoreError::Query`] when the database cannot be written.
     pub async fn truncate_log(&self) -> Result<bool, StoreError> {
-        let (is_busy, _, _): (i64, i64, i64) =
-            sqlx::query_as("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(&self.pool).await?;
+        let mut connection = self.pool.acquire().await?;
+        // SQLite keeps out all writers while it waits for readers.
+        wait_at_most(&mut connection, TRUNCATION_WAIT_MILLISECONDS).await?;
+        let folded: Result<(i64, i64, i64), _> =
+            sqlx::query_as("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(&mut *connection).await;
+        wait_at_most(&mut connection, BUSY_TIMEOUT_SECONDS * 1000).await?;
+        let (is_busy, _, _) = folded?;
         Ok(is_busy == 0)
     }
 
@@ -173,6 +180,12 @@ impl Store {
             changes.close().await;
         }
     }
+}
+
+/// Sets how long a connection waits for others.
+async fn wait_at_most(connection: &mut SqliteConnection, milliseconds: u64) -> Result<(), StoreError> {
+    sqlx::query(AssertSqlSafe(format!("PRAGMA busy_timeout = {milliseconds}"))).execute(connection).await?;
+    Ok(())
 }
 
 /// A pool for a database in a file.

@@ -41,6 +41,20 @@ fn last<'a, T>(layers: &'a [Layer], get: impl Fn(&'a Settings) -> Option<T>) -> 
     layers.iter().rev().find_map(|layer| get(&layer.settings).map(|value| (value, &layer.origin)))
 }
 
+/// Refuses settings that would have no effect: `set` says which of them a layer has.
+fn refuse(
+    layers: &[Layer],
+    reason: &str,
+    set: impl Fn(&Settings) -> Vec<(bool, &'static Variable)>,
+) -> Result<(), ConfigError> {
+    for layer in layers.iter().rev() {
+        if let Some((_, variable)) = set(&layer.settings).into_iter().find(|(is_set, _)| *is_set) {
+            return Err(layer.origin.error(variable, reason.to_owned()));
+        }
+    }
+    Ok(())
+}
+
 fn parsed<'a, T: FromStr<Err: Display>>(
     layers: &'a [Layer],
     variable: &Variable,

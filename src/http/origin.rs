@@ -30,6 +30,18 @@ impl FromRequestParts<HttpState> for Origin {
     }
 }
 
+/// [`Origin`] in answers of management: the address of clients' routes, also where management has an address of its own.
+pub(super) struct ClientsOrigin(pub(super) Origin);
+
+impl FromRequestParts<HttpState> for ClientsOrigin {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &HttpState) -> Result<Self, Infallible> {
+        let origin = Origin::from_request_parts(parts, state).await?;
+        Ok(Self(Origin(origin.of_clients(&state.settings).unwrap_or_default())))
+    }
+}
+
 impl Origin {
     /// One that was kept.
     pub(super) fn kept(text: &str) -> Self {
@@ -44,11 +56,8 @@ impl Origin {
     /// The URL under which clients reach this worker, safe inside shell quotes; `None` if unknown. With a separate
     /// management listener, clients use a different address than the administrator.
     pub(super) fn of_clients(self, settings: &HttpSettings) -> Option<String> {
-        let own = if settings.has_own_management && settings.public_url.is_none() {
-            settings.local_url.clone()
-        } else {
-            Some(self.0)
-        };
+        let own =
+            settings.clients_url().map(ToOwned::to_owned).or_else(|| (!settings.has_own_management).then_some(self.0));
         let is_fit = |character: char| character.is_ascii_alphanumeric() || "-._:/[]".contains(character);
         own.filter(|url| !url.is_empty() && url.chars().all(is_fit))
     }

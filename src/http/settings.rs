@@ -54,6 +54,14 @@ pub struct HttpSettings {
     pub metrics_hosts: Hosts,
 }
 
+impl HttpSettings {
+    /// Where clients reach this worker, without a slash at the end. `None`: at the address that a request was sent to.
+    pub(super) fn clients_url(&self) -> Option<&str> {
+        let own = self.local_url.as_deref().filter(|_| self.has_own_management);
+        self.public_url.as_deref().or(own).map(|url| url.trim_end_matches('/'))
+    }
+}
+
 impl Default for HttpSettings {
     fn default() -> Self {
         Self {

@@ -1,4 +1,4 @@
-//! Recovery after a crash: unfinished jobs are generated again, or fail with a reason.
+//! Recovery after a crash: unfinished jobs are generated again, fail with a reason, or are canceled where that was asked for.
 
 use std::sync::Arc;
 
@@ -36,6 +36,10 @@ pub(super) async fn recover(inner: &Arc<Inner>) -> Result<usize, JobsError> {
                 continue;
             }
         };
+        if open.is_canceled {
+            end(inner, &open.job.id.to_string(), Ending::Canceled).await?;
+            continue;
+        }
         match reservation_for(inner, &open).await? {
             Ok((reservation, spec)) => {
                 let allowance = inner.allowances.enter_again((open.job.owner, open.project), &spec);
@@ -54,7 +58,10 @@ const UNREADABLE: GivenUp =
 
 async fn give_up(inner: &Inner, row_id: &str, GivenUp { code, reason }: &GivenUp) -> Result<(), JobsError> {
     tracing::warn!(row_id, code, "an unfinished job is failed");
-    let ending = Ending::Failed(JobError { code: (*code).into(), reason: (*reason).into() });
+    end(inner, row_id, Ending::Failed(JobError { code: (*code).into(), reason: (*reason).into() })).await
+}
+
+async fn end(inner: &Inner, row_id: &str, ending: Ending) -> Result<(), JobsError> {
     let end = JobEnd { ending, at: inner.clock.now(), started_at: None, work: Work::default() };
     inner.store.set_final(row_id, &end).await
 }

@@ -85,6 +85,8 @@ impl JobService {
             files,
             bucket,
             probe_freed_at: tokio::sync::Mutex::default(),
+            // A process before may not have come to it.
+            log_has_deleted: AtomicBool::new(true),
             pace,
             allowances,
             repeats: idempotency::Turns::default(),
@@ -233,7 +235,11 @@ impl JobService {
     pub async fn cancel(&self, visibility: impl Into<Visibility>, id: JobId) -> Result<(), JobsError> {
         let job = self.0.within(visibility.into(), id).await?;
         self.0.cancel(&job.request.model, id, CancelCause::Request);
-        Ok(())
+        if job.status.is_final() {
+            return Ok(());
+        }
+        // Its step may take minutes, and the process may end within it.
+        self.0.store.note_cancel(id, self.0.clock.now()).await
     }
 
     /// The usage of owners.

@@ -52,6 +52,8 @@ pub(super) struct Inner {
     pub(super) bucket: Option<Arc<Bucket>>,
     /// Held while disk space is freed; remembers when that was last done for a probe.
     pub(super) probe_freed_at: tokio::sync::Mutex<Option<Instant>>,
+    /// Whether the database's write-ahead log may have deleted rows, in readable form.
+    pub(super) log_has_deleted: AtomicBool,
     pub(super) pace: Pace,
     pub(super) allowances: Arc<Allowances>,
     pub(super) repeats: Turns,

@@ -57,6 +57,8 @@ pub(super) struct NewJob<'a> {
 pub(super) struct OpenJob {
     pub(super) job: Job,
     pub(super) attempts: i64,
+    /// Its cancellation was asked for.
+    pub(super) is_canceled: bool,
     pub(super) project: Option<ProjectId>,
 }
 
@@ -137,9 +139,9 @@ impl JobStore {
         self.store.check_writable().await.map_err(JobsError::storage)
     }
 
-    /// Removes deleted data from the write-ahead log. Does nothing while there are readers: the next call does it.
-    pub(super) async fn truncate_log(&self) -> Result<(), JobsError> {
-        self.store.truncate_log().await.map(drop).map_err(JobsError::storage)
+    /// Removes deleted data from the write-ahead log. Returns `false` if a reader prevents that now.
+    pub(super) async fn truncate_log(&self) -> Result<bool, JobsError> {
+        self.store.truncate_log().await.map_err(JobsError::storage)
     }
 
     /// Stores a new job with its images and idempotency key. `false`: the idempotency key already has a job, and
@@ -273,6 +275,16 @@ impl JobStore {
         let undone =
             sqlx::query("UPDATE jobs SET status = 'queued', attempts = max(attempts - 1, 0) WHERE status = 'running'");
         Ok(undone.execute(self.store.pool()).await?.rows_affected())
+    }
+
+    /// Notes that the cancellation of a job was asked for, if it has not ended.
+    pub(super) async fn note_cancel(&self, id: JobId, now: OffsetDateTime) -> Result<(), JobsError> {
+        sqlx::query("UPDATE jobs SET cancel_requested_at_ms = ? WHERE id = ? AND finished_at_ms IS NULL")
+            .bind(milliseconds(now))
+            .bind(id.to_string())
+            .execute(self.store.pool())
+            .await?;
+        Ok(())
     }
 
     /// Jobs that have not ended, oldest first.

@@ -3,6 +3,7 @@
 //! An image that cannot be removed is skipped until the next sweep: one file must not keep all others. Its job's row stays, so
 //! that nothing is forgotten.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -87,8 +88,15 @@ pub(super) async fn sweep(inner: &Arc<Inner>) -> Result<usize, JobsError> {
     swept.note("jobs beyond an owner's share", forget(inner, Forgettable::BeyondShare { kept }).await);
     swept.note("images beyond the share of the disk", shed_images(inner).await);
     if swept.jobs > 0 {
-        // What is deleted must leave the write-ahead log as well.
-        swept.note("the write-ahead log", inner.store.truncate_log().await.map(|()| 0));
+        inner.log_has_deleted.store(true, Ordering::Release);
+    }
+    if inner.log_has_deleted.load(Ordering::Acquire) {
+        // What is deleted must leave the write-ahead log as well; while something is reading, with a later sweep.
+        let truncated = inner.store.truncate_log().await;
+        if let Ok(true) = truncated {
+            inner.log_has_deleted.store(false, Ordering::Release);
+        }
+        swept.note("the write-ahead log", truncated.map(|_| 0));
     }
     swept.error.map_or(Ok(swept.jobs), Err)
 }

@@ -42,7 +42,7 @@ impl Objects {
     pub fn open(settings: &ObjectsSettings) -> Result<Self, ObjectsError> {
         let BucketLocation { kind, name, prefix } = &settings.location;
         match kind {
-            BucketKind::S3 => Ok(signing(s3(settings, name).build()?, prefix)),
+            BucketKind::S3 => Ok(signing(s3(AmazonS3Builder::from_env(), settings, name).build()?, prefix)),
             BucketKind::Google => {
                 let builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(name);
                 Ok(signing(builder.with_retry(retries()).with_http_connector(Connector).build()?, prefix))
@@ -62,12 +62,12 @@ fn signing<S: ObjectStore + Signer>(store: S, prefix: &str) -> Objects {
     Objects::over(store, Some(signer), prefix)
 }
 
-fn s3(settings: &ObjectsSettings, name: &str) -> AmazonS3Builder {
-    let mut builder = AmazonS3Builder::from_env()
+/// The settings for a bucket of S3, in place of what `environment` says of the same.
+fn s3(environment: AmazonS3Builder, settings: &ObjectsSettings, name: &str) -> AmazonS3Builder {
+    let mut builder = environment
         .with_bucket_name(name)
         // Deleting several files by one request is not in every store that speaks S3.
         .with_disable_bulk_delete(true)
-        // Whatever the environment says of it: the setting is what allows it.
         .with_allow_http(settings.allow_http)
         .with_retry(retries())
         .with_http_connector(Connector);
@@ -109,14 +109,17 @@ mod tests {
     fn only_the_setting_allows_a_store_without_tls() {
         let allows = |allow_http| {
             let key = AmazonS3ConfigKey::Client(ClientConfigKey::AllowHttp);
-            s3(&settings(allow_http), "pictures").get_config_value(&key)
+            let environment = AmazonS3Builder::new().with_allow_http(true);
+            s3(environment, &settings(allow_http), "pictures").get_config_value(&key)
         };
         assert_eq!((allows(true).as_deref(), allows(false).as_deref()), (Some("true"), Some("false")));
     }
 
     #[tokio::test]
     async fn an_unreachable_store_is_an_error_without_secrets() {
-        let builder = s3(&settings(true), "pictures").with_access_key_id("an-id").with_secret_access_key("a-secret");
+        let builder = s3(AmazonS3Builder::from_env(), &settings(true), "pictures")
+            .with_access_key_id("an-id")
+            .with_secret_access_key("a-secret");
         let objects = signing(builder.build().expect("a store"), "some");
         let error = objects.put("a.png", b"bytes", "image/png").await.expect_err("unreachable").to_string();
         assert!(error.contains("127.0.0.1:9") && !error.contains("a-secret") && !error.contains("an-id"), "{error}");

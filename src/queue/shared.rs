@@ -131,6 +131,14 @@ impl SharedQueue {
         }
     }
 
+    /// Cancels those jobs whose cancellation an engine was told of, and that it has put back.
+    pub(super) fn cancel_requeued(&self, engine: usize) {
+        let cancels = std::mem::take(&mut self.lock().engines[engine].cancels);
+        for (id, cause) in cancels {
+            self.cancel(id, cause);
+        }
+    }
+
     /// Pending and running jobs.
     pub(super) fn load(&self) -> (usize, usize) {
         let inner = self.lock();

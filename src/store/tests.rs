@@ -2,6 +2,8 @@
 
 mod full_disk;
 
+use std::time::Instant;
+
 use super::*;
 
 async fn pragma(store: &Store, query: &'static str) -> String {
@@ -179,7 +181,14 @@ async fn a_log_with_a_reader_is_not_truncated() {
     let mut reading = store.pool().begin().await.expect("begins");
     sqlx::query("SELECT count(*) FROM jobs").fetch_one(&mut *reading).await.expect("read");
     store.check_writable().await.expect("writes");
+    let asked_at = Instant::now();
     assert!(!store.truncate_log().await.expect("no failure"));
+    // Nobody can write meanwhile, so it gives up long before a writer would.
+    assert!(asked_at.elapsed() < Duration::from_secs(BUSY_TIMEOUT_SECONDS) / 2, "{:?}", asked_at.elapsed());
+    for _ in 0..CONNECTIONS_MAX {
+        let waits = pragma(&store, "SELECT CAST(timeout AS TEXT) FROM pragma_busy_timeout").await;
+        assert_eq!(waits, (BUSY_TIMEOUT_SECONDS * 1000).to_string(), "as long as before");
+    }
     reading.rollback().await.expect("ends");
     assert!(store.truncate_log().await.expect("folded"));
 }

@@ -12,7 +12,6 @@ use super::error::UploadError;
 use super::files::Written;
 use super::service::Inner;
 use super::store::{FilePlace, StoredUpload};
-use crate::domain::clock::to_the_millisecond;
 use crate::domain::ids::KeyId;
 
 impl Inner {
@@ -34,16 +33,15 @@ impl Inner {
         // One file at a time is in memory.
         let reading = spawn_blocking(move || written.read().map(|(_, header)| (written, header)));
         let (written, header) = reading.await.map_err(io::Error::other)??;
-        let moment = self.moment();
         let known = self.store.place(owner, &written.id).await?;
         if known.is_none() {
-            self.check_room(owner, written.bytes, moment).await?;
+            self.check_room(owner, written.bytes).await?;
         }
         let stored = StoredUpload {
             id: written.id.clone(),
             bytes: written.bytes,
             header,
-            stored_at: to_the_millisecond(moment),
+            stored_at: self.stored_now(),
             place: FilePlace::Folder,
         };
         self.name(owner, written).await?;
@@ -67,12 +65,11 @@ impl Inner {
         // The file on the disk goes when it is in memory: whoever sent it sends it again if anything fails.
         let reading = spawn_blocking(move || written.read());
         let (bytes, header) = reading.await.map_err(io::Error::other)??;
-        let stored_at = to_the_millisecond(self.moment());
-        let stored = StoredUpload { id, bytes: size, header, stored_at, place: FilePlace::Bucket };
+        let stored = StoredUpload { id, bytes: size, header, stored_at: self.stored_now(), place: FilePlace::Bucket };
         let known = self.store.place(owner, &stored.id).await?;
         if known.is_none() {
             // Before anything is sent.
-            self.check_room(owner, stored.bytes, stored.stored_at).await?;
+            self.check_room(owner, stored.bytes).await?;
         }
         let sent = bucket.put(owner, &stored, bytes).await;
         let outcome = match sent {
@@ -97,7 +94,7 @@ impl Inner {
     async fn commit(&self, owner: KeyId, stored: &StoredUpload, is_known: bool) -> Result<(), UploadError> {
         let _turn = self.turn.lock().await;
         if !is_known {
-            self.check_room(owner, stored.bytes, stored.stored_at).await?;
+            self.check_room(owner, stored.bytes).await?;
         }
         self.store.put(owner, stored).await
     }

@@ -19,7 +19,7 @@ use super::store::{FilePlace, StoredUpload, Taken, UploadStore};
 use super::turns::FileTurns;
 use super::{Upload, UploadLimits};
 use crate::auth::KeyService;
-use crate::domain::clock::Clock;
+use crate::domain::clock::{Clock, to_the_millisecond};
 use crate::domain::ids::KeyId;
 use crate::domain::pace::{Moment, Pace};
 use crate::objects::Objects;
@@ -147,6 +147,12 @@ impl Inner {
         self.look().now
     }
 
+    /// The date of an upload that arrives now, by the machine's clock: the moment that retention goes by is behind it for an hour
+    /// after each start, and what arrives would expire too early. If the clock is wrong, the sweep corrects the date.
+    pub(super) fn stored_now(&self) -> OffsetDateTime {
+        to_the_millisecond(self.clock.now())
+    }
+
     /// Whether files at this place can be read and removed.
     pub(super) fn can_reach(&self, place: FilePlace) -> bool {
         place == FilePlace::Folder || self.bucket.is_some()
@@ -175,8 +181,9 @@ impl Inner {
     }
 
     /// Refuses one more upload if there is no room for it.
-    pub(super) async fn check_room(&self, owner: KeyId, bytes: u64, now: OffsetDateTime) -> Result<(), UploadError> {
+    pub(super) async fn check_room(&self, owner: KeyId, bytes: u64) -> Result<(), UploadError> {
         let UploadLimits { owner_uploads_max, owner_bytes_max, bytes_max, .. } = self.limits;
+        let now = self.moment();
         let until = |taken: Taken| {
             let next = taken.oldest_at.and_then(|oldest| oldest.checked_add(self.retention())).unwrap_or(now);
             // The sweep follows within a minute.

@@ -133,12 +133,15 @@ impl UploadStore {
 
     /// What an owner's uploads take, or all, with those whose files still have to leave the bucket.
     pub(super) async fn taken(&self, owner: Option<KeyId>) -> Result<Taken, UploadError> {
-        let (uploads, bytes, oldest): (i64, i64, Option<i64>) = sqlx::query_as(
-            "SELECT COUNT(*), COALESCE(SUM(bytes), 0), MIN(stored_at_ms) FROM uploads WHERE ?1 IS NULL OR owner = ?1",
-        )
-        .bind(owner.map(|owner| owner.to_string()))
-        .fetch_one(self.0.pool())
-        .await?;
+        // Two statements: one for both would read the whole table for one owner, too.
+        let query = match owner {
+            Some(owner) => sqlx::query_as(
+                "SELECT COUNT(*), COALESCE(SUM(bytes), 0), MIN(stored_at_ms) FROM uploads WHERE owner = ?",
+            )
+            .bind(owner.to_string()),
+            None => sqlx::query_as("SELECT COUNT(*), COALESCE(SUM(bytes), 0), MIN(stored_at_ms) FROM uploads"),
+        };
+        let (uploads, bytes, oldest): (i64, i64, Option<i64>) = query.fetch_one(self.0.pool()).await?;
         let uploads = u32::try_from(uploads).unwrap_or(u32::MAX);
         Ok(Taken { uploads, bytes: bytes.unsigned_abs(), oldest_at: oldest.and_then(from_milliseconds) })
     }

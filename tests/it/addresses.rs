@@ -18,7 +18,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 use tower::ServiceExt;
 
-use crate::app::{Options, PASSWORD, TestApp, request};
+use crate::app::{Options, PASSWORD, TestApp, image, managing, request};
 
 pub(crate) const HOST: &str = "worker.test";
 
@@ -77,6 +77,23 @@ async fn with_their_own_address_management_routes_are_not_at_the_other() {
     let sign_in = || request("POST", "/v1/session", None, Some(&body));
     assert_eq!(status(&app.router, sign_in()).await, StatusCode::NOT_FOUND);
     assert_eq!(status(management, sign_in()).await, StatusCode::CREATED);
+}
+
+#[tokio::test]
+async fn management_at_its_own_address_names_that_of_the_clients() {
+    let local_url = Some("http://clients.test:8471".to_owned());
+    let http = HttpSettings { has_own_management: true, local_url, ..Options::default().http };
+    let mut app = TestApp::with(Options { http, ..Options::default() }).await;
+    app.router = app.management.clone().expect("a second router");
+    let cookie = app.sign_in().await;
+    let session = app.send(managing(&cookie, "GET", "/v1/session", None)).await.json();
+    assert_eq!(session["clients_url"], "http://clients.test:8471");
+    let job = app.send(managing(&cookie, "POST", "/v1/playground/image", Some(&image(1)))).await.json();
+    let listed = app.send(managing(&cookie, "GET", "/v1/jobs", None)).await.json();
+    for view in [&job, &listed["data"][0]] {
+        let url = view["status_url"].as_str().expect("a URL");
+        assert!(url.starts_with("http://clients.test:8471/v1/inference/jobs/"), "{url}");
+    }
 }
 
 #[tokio::test]

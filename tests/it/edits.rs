@@ -141,6 +141,11 @@ async fn a_mask_says_what_is_replaced() {
     let files: [(&str, &[u8]); 2] = [("mask", &halves(CLEAR, BLACK)), ("image", &png(TEAL))];
     let answer = edit(&app, 3, &[("strength", "0.5")], &files).await;
     assert_eq!(strength_of(&admitted(&app, 3, &answer)), 0.5);
+    // What is around the mask is generated in a size of its own, and becomes part of the image.
+    let files: [(&str, &[u8]); 2] = [("image", &png(TEAL)), ("mask", &halves(CLEAR, BLACK))];
+    let answer = edit(&app, 4, &[("mask_padding", "8"), ("size", "128x128")], &files).await;
+    assert_eq!(admitted(&app, 4, &answer).width(), 128);
+    assert_eq!(answer.json()["size"], "64x64");
 }
 
 #[tokio::test]

@@ -40,6 +40,8 @@ async fn the_same_key_and_body_give_the_same_job() {
     assert_eq!((drawn.status, drawn.header("x-job-id")), (StatusCode::OK, job_id(&first).as_str()));
     let other_form = app.post_with(&unseeded(), &[word, ("accept", "image/webp")]).await;
     assert_eq!(other_form.code(), "not_acceptable");
+    let either = app.post_with(&unseeded(), &[word, ("accept", "image/webp, image/png;q=0.5")]).await;
+    assert_eq!((either.status, either.header("content-type")), (StatusCode::OK, "image/png"));
     assert_eq!(app.get("/v1/inference/jobs").await.json()["data"].as_array().map(Vec::len), Some(1));
 }
 

@@ -196,6 +196,23 @@ async fn jobs_are_deleted_after_their_retention() {
 }
 
 #[tokio::test]
+async fn what_a_reader_keeps_in_the_log_leaves_it_with_a_later_sweep() {
+    let app = TestApp::start().await;
+    let id = app.submit(&image(1)).await;
+    app.until_status(&id, "succeeded").await;
+    let log = app.folder.path().join("fluxserve.db-wal");
+    let log_bytes = || std::fs::metadata(&log).expect("a log").len();
+    let mut reading = app.store.pool().begin().await.expect("begins");
+    sqlx::query("SELECT count(*) FROM jobs").fetch_one(&mut *reading).await.expect("read");
+    app.clock.advance(Duration::hours(25));
+    assert_eq!(app.jobs.sweep().await.expect("a sweep"), 1);
+    assert_ne!(log_bytes(), 0, "as a backup does, it reads what was before");
+    reading.rollback().await.expect("ends");
+    assert_eq!(app.jobs.sweep().await.expect("a sweep"), 0, "nothing is deleted any more");
+    assert_eq!(log_bytes(), 0);
+}
+
+#[tokio::test]
 async fn the_oldest_images_are_deleted_when_the_disk_budget_is_used_up() {
     let app = TestApp::with(Options { results_bytes_max: 1, ..Options::default() }).await;
     app.control.on_next_admit(Fault::Error(EngineError::Request("told to".into())));

@@ -27,6 +27,23 @@ async fn jobs_left_by_a_crash_are_retried_with_the_same_seed() {
 }
 
 #[tokio::test]
+async fn a_cancellation_survives_a_crash_within_the_jobs_step() {
+    let app = TestApp::start().await;
+    app.control.hold();
+    let canceled = app.submit(&image(1)).await;
+    app.control.held().await;
+    let other = app.submit(&image(2)).await;
+    let path = format!("/v1/inference/jobs/{canceled}");
+    let answer = app.send(request("DELETE", &path, Some(&app.keys.inference), None)).await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["status"]), (200, &json!("running")), "its step takes long");
+    app.crash().await;
+    let app = app.restart(Options::default()).await;
+    assert_eq!(app.get(&path).await.json()["status"], "canceled");
+    app.until_status(&other, "succeeded").await;
+    assert!(app.control.calls().iter().all(|call| *call != Call::Admit(1)), "{:?}", app.control.calls());
+}
+
+#[tokio::test]
 async fn a_link_survives_a_restart() {
     let app = TestApp::start().await;
     let job = app.post_with(&image(2), &[("prefer", "wait=20")]).await.json();

@@ -316,6 +316,8 @@ async fn the_options_are_the_model_and_what_has_no_effect() {
         json!({ "sd_model_checkpoint": MODEL }),
         json!({ "sd_model_checkpoint": format!("{MODEL} [0123abcd]") }),
         json!({ "sd_vae": "Automatic", "CLIP_stop_at_last_layers": 2 }),
+        // As clients do that change one of them.
+        app.get(OPTIONS).await.json(),
     ] {
         let answer = post(&app, OPTIONS, &body).await;
         assert_eq!((answer.status, answer.json()), (StatusCode::OK, json!(null)), "{body}");

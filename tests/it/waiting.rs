@@ -65,7 +65,10 @@ async fn accept_and_output_format_must_agree() {
     let mut body = image(1);
     body["output_format"] = json!("webp");
     assert_eq!(app.post_with(&body, &[("accept", "image/png")]).await.fields(), ["output_format"]);
-    assert_eq!(app.post_with(&body, &[("accept", "image/*")]).await.header("content-type"), "image/webp");
+    for either in ["image/*", "image/png, image/webp", "image/png,image/jpeg;q=0.9,image/webp;q=0.1"] {
+        let answer = app.post_with(&body, &[("accept", either)]).await;
+        assert_eq!(answer.header("content-type"), "image/webp", "{either}: {}", answer.text());
+    }
     let json = app.post_with(&body, &[("accept", "application/json"), ("prefer", "wait=20")]).await.json();
     assert_eq!(json["parameters"]["output_format"], "webp");
     assert_eq!(app.post_with(&body, &[("accept", "text/html")]).await.code(), "not_acceptable");

@@ -138,7 +138,7 @@ async fn jobs_of_openais_route_have_the_keys_webhook_too() {
     assert_eq!(holder.call("POST", "/v1/images/generations", Some(&body)).await.status, StatusCode::OK);
     let told = receiver.until(1).await.remove(0).json();
     let url = told["data"]["result_url"].as_str().expect("a URL");
-    assert!(url.starts_with("http://configured.test/v1/inference/jobs/job_"), "{url}");
+    assert!(url.starts_with("http://worker.test/v1/inference/jobs/job_"), "{url}");
 }
 
 #[tokio::test]

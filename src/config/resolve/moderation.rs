@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 
-use super::{last, parsed, within};
+use super::{last, parsed, refuse, within};
 use crate::config::settings::{Layer, SecretText};
 use crate::config::{ConfigError, ModerationConfig, env};
 use crate::domain::shared_secret::SharedSecret;
@@ -30,12 +30,27 @@ pub(super) fn resolved(layers: &[Layer], default: &ModerationConfig) -> Result<M
         secret: secret(layers)?,
     };
     match last(layers, |settings| settings.moderation.url.as_ref()) {
+        // Whoever set those believes that something is asked.
+        None => without_url(layers).map(|()| config),
         Some((_, origin)) if !config.before && !config.after => {
             let reason = "would be asked nothing: `moderation.before` or `moderation.after` must be true";
             Err(origin.error(&env::MODERATION_URL, reason.to_owned()))
         }
         _ => Ok(config),
     }
+}
+
+fn without_url(layers: &[Layer]) -> Result<(), ConfigError> {
+    refuse(layers, "has no effect, because nothing is asked: set `moderation.url`, or leave it out", |settings| {
+        let moderation = &settings.moderation;
+        vec![
+            (moderation.before.is_some(), &env::MODERATION_BEFORE),
+            (moderation.after.is_some(), &env::MODERATION_AFTER),
+            (moderation.on_failure.is_some(), &env::MODERATION_ON_FAILURE),
+            (moderation.timeout_seconds.is_some(), &env::MODERATION_TIMEOUT_SECONDS),
+            (moderation.secret.is_some(), &env::MODERATION_SECRET),
+        ]
+    })
 }
 
 fn url(layers: &[Layer]) -> Result<Option<String>, ConfigError> {

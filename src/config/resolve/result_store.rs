@@ -3,9 +3,9 @@
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use super::{last, within};
-use crate::config::env::{self, Variable};
-use crate::config::settings::{Layer, ResultsSettings, Settings};
+use super::{last, refuse, within};
+use crate::config::env;
+use crate::config::settings::{Layer, Settings};
 use crate::config::{BucketConfig, ConfigError, ResultStore};
 use crate::domain::bucket::{BucketKind, BucketLocation, NotABucket};
 
@@ -31,7 +31,7 @@ pub(super) fn result_store(layers: &[Layer]) -> Result<ResultStore, ConfigError>
         origin.error(&env::RESULTS_STORE, reason)
     })?;
     if location.kind != BucketKind::S3 {
-        refuse(layers, "is for buckets of S3", |results| {
+        refuse(layers, "is for buckets of S3", |Settings { results, .. }| {
             vec![
                 (results.endpoint.is_some(), &env::RESULTS_ENDPOINT),
                 (results.region.is_some(), &env::RESULTS_REGION),
@@ -87,15 +87,17 @@ fn redirect_seconds(layers: &[Layer]) -> Result<Option<u64>, ConfigError> {
         let longest = *REDIRECT_SECONDS.end();
         return within(layers, &env::RESULTS_REDIRECT_SECONDS, seconds, &REDIRECT_SECONDS, longest).map(Some);
     }
-    refuse(layers, "is for redirects: set `results.links` to `redirect`, or leave it out", |results| {
-        vec![(results.redirect_seconds.is_some(), &env::RESULTS_REDIRECT_SECONDS)]
-    })?;
+    refuse(
+        layers,
+        "is for redirects: set `results.links` to `redirect`, or leave it out",
+        |Settings { results, .. }| vec![(results.redirect_seconds.is_some(), &env::RESULTS_REDIRECT_SECONDS)],
+    )?;
     Ok(None)
 }
 
 /// Refuses what only a bucket needs.
 fn without_bucket(layers: &[Layer]) -> Result<(), ConfigError> {
-    refuse(layers, "is for a bucket: set `results.store` to one, or leave it out", |results| {
+    refuse(layers, "is for a bucket: set `results.store` to one, or leave it out", |Settings { results, .. }| {
         vec![
             (results.endpoint.is_some(), &env::RESULTS_ENDPOINT),
             (results.region.is_some(), &env::RESULTS_REGION),
@@ -105,18 +107,4 @@ fn without_bucket(layers: &[Layer]) -> Result<(), ConfigError> {
             (results.spool_bytes_max.is_some(), &env::RESULTS_SPOOL_BYTES_MAX),
         ]
     })
-}
-
-/// Refuses settings that would have no effect: `set` says which of them a layer has.
-fn refuse(
-    layers: &[Layer],
-    reason: &str,
-    set: impl Fn(&ResultsSettings) -> Vec<(bool, &'static Variable)>,
-) -> Result<(), ConfigError> {
-    for layer in layers.iter().rev() {
-        if let Some((_, variable)) = set(&layer.settings.results).into_iter().find(|(is_set, _)| *is_set) {
-            return Err(layer.origin.error(variable, reason.to_owned()));
-        }
-    }
-    Ok(())
 }

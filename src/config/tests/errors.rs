@@ -56,6 +56,8 @@ fn an_error_names_its_place_and_a_hint() {
 #[test]
 fn an_error_about_a_service_names_its_place_and_a_hint() {
     assert_named(&[
+        ("[moderation]\nsecret = \"hush\"", &["field `moderation.secret`", "set `moderation.url`"]),
+        ("[moderation]\non_failure = \"allow\"", &["field `moderation.on_failure`", "set `moderation.url`"]),
         (
             "[moderation]\nurl = \"moderation.example.org\"",
             &["field `moderation.url`", "https://moderation.example.org/review"],

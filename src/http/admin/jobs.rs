@@ -17,7 +17,7 @@ use crate::http::extract::query::Parameters;
 use crate::http::extract::watching::Watching;
 use crate::http::openapi::schema::{one_of, text};
 use crate::http::openapi::{Operation, Tag};
-use crate::http::origin::Origin;
+use crate::http::origin::ClientsOrigin;
 use crate::http::state::HttpState;
 use crate::jobs::{PAGE_JOBS_MAX, Visibility};
 
@@ -27,7 +27,7 @@ const PLAYGROUND: &str = "playground";
 pub(in crate::http) async fn list(
     State(state): State<HttpState>,
     _: Administrator,
-    origin: Origin,
+    ClientsOrigin(origin): ClientsOrigin,
     mut parameters: Parameters,
 ) -> Result<Json<AnyJobListView>, ApiError> {
     let query = take_list_query(&mut parameters);
@@ -64,7 +64,7 @@ pub(in crate::http) async fn show(
     State(state): State<HttpState>,
     _: Administrator,
     JobPath(id): JobPath,
-    origin: Origin,
+    ClientsOrigin(origin): ClientsOrigin,
 ) -> Result<Json<AnyJobView>, ApiError> {
     let report = state.jobs.get(Visibility::All, id).await?;
     Ok(Json(AnyJobView::new(&report, &origin)))
@@ -80,7 +80,7 @@ pub(in crate::http) async fn cancel(
     State(state): State<HttpState>,
     _: Administrator,
     JobPath(id): JobPath,
-    origin: Origin,
+    ClientsOrigin(origin): ClientsOrigin,
 ) -> Result<Json<AnyJobView>, ApiError> {
     state.jobs.cancel(Visibility::All, id).await?;
     let report = state.jobs.wait(Visibility::All, id, CANCEL_WAIT).await?;
@@ -98,7 +98,7 @@ pub(in crate::http) async fn follow(
     _: Administrator,
     JobPath(id): JobPath,
     Watching(preferences): Watching,
-    origin: Origin,
+    ClientsOrigin(origin): ClientsOrigin,
 ) -> Result<Response, ApiError> {
     let watch = state.jobs.watch(Visibility::All, id, preferences).await?;
     Ok(event_stream(&state, watch, move |report| AnyJobView::new(report, &origin)))

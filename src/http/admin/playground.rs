@@ -12,23 +12,23 @@ use crate::http::api::inference::{SubmitImage, ValidImage};
 use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::administrator::Administrator;
 use crate::http::extract::json::ApiJson;
-use crate::http::extract::preferences::AnswerForm;
+use crate::http::extract::preferences::RequestPreferences;
 use crate::http::openapi::{Operation, Tag};
-use crate::http::origin::Origin;
+use crate::http::origin::ClientsOrigin;
 use crate::http::state::HttpState;
 use crate::jobs::{Submission, Submitted};
 
 pub(in crate::http) async fn submit(
     State(state): State<HttpState>,
     administrator: Administrator,
-    origin: Origin,
+    ClientsOrigin(origin): ClientsOrigin,
     ApiJson { value: request, reservation, .. }: ApiJson<SubmitImage>,
 ) -> Result<(StatusCode, Json<AnyJobView>), ApiError> {
     request.webhook().refuse()?;
     let card = state.card_of(request.model())?;
     let urgency = request.urgency();
     let limits = KeyLimits::default();
-    let valid = request.into_spec(&state, card, &limits, (AnswerForm::Json, reservation)).await?;
+    let valid = request.into_spec(&state, card, &limits, (RequestPreferences::JSON, reservation)).await?;
     let ValidImage { spec, output_format, .. } = valid;
     administrator.recheck(&state).await?;
     let submission = Submission {

@@ -24,7 +24,7 @@ pub(in crate::http) async fn sign_in(
 ) -> Result<(StatusCode, WithCookie, Json<SessionView>), ApiError> {
     let new = state.admin.sign_in(&password, client).await?;
     let cookie = SessionCookie::of(&state.settings).set(&new.token);
-    Ok((StatusCode::CREATED, [(SET_COOKIE, cookie)], Json(new.session.into())))
+    Ok((StatusCode::CREATED, [(SET_COOKIE, cookie)], Json(SessionView::new(&new.session, &state.settings))))
 }
 
 pub(in crate::http) fn sign_in_operation() -> Operation {
@@ -35,8 +35,8 @@ pub(in crate::http) fn sign_in_operation() -> Operation {
         .refuses([ErrorCode::WrongPassword, ErrorCode::TooManySignIns])
 }
 
-pub(in crate::http) async fn show(administrator: Administrator) -> Json<SessionView> {
-    Json(administrator.session.into())
+pub(in crate::http) async fn show(State(state): State<HttpState>, administrator: Administrator) -> Json<SessionView> {
+    Json(SessionView::new(&administrator.session, &state.settings))
 }
 
 pub(in crate::http) fn show_operation() -> Operation {

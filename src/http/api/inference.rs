@@ -37,7 +37,7 @@ use crate::http::extract::body::BodyReservation;
 use crate::http::extract::caller::InferenceCaller;
 use crate::http::extract::idempotency::IdempotencyKey;
 use crate::http::extract::json::{ApiJson, Fields, FromFields};
-use crate::http::extract::preferences::{AnswerForm, RequestPreferences};
+use crate::http::extract::preferences::RequestPreferences;
 use crate::http::openapi::schema::{ObjectSchema, integer, number, one_of, text};
 use crate::http::openapi::{Operation, Tag};
 use crate::http::origin::Origin;
@@ -221,12 +221,12 @@ impl SubmitImage {
         state: &HttpState,
         card: &Arc<ModelCard>,
         limits: &KeyLimits,
-        (form, reservation): (AnswerForm, BodyReservation),
+        (preferences, reservation): (RequestPreferences, BodyReservation),
     ) -> Result<ValidImage, ApiError> {
         let (mut errors, mut loras) = (Vec::new(), self.loras);
-        let wanted = if let AnswerForm::Image(wanted) = form { wanted } else { None };
+        let wanted = preferences.wanted_format();
         if let (Some(wanted), Some(format)) = (wanted, self.output_format)
-            && wanted != format
+            && !preferences.accepts(format)
         {
             let reason = format!("is {format}, and the Accept header asks for {wanted}");
             errors.push(FieldError::new("output_format", reason));
@@ -280,7 +280,7 @@ pub(in crate::http) async fn submit(
     } else {
         let urgency = request.urgency();
         let webhook = request.webhook().checked(&state, caller.0.key_id, &origin).await?;
-        let valid = request.into_spec(&state, card, &caller.0.limits, (preferences.form, reservation)).await?;
+        let valid = request.into_spec(&state, card, &caller.0.limits, (preferences, reservation)).await?;
         let ValidImage { spec, output_format, loras } = valid;
         let caller = caller.recheck(&state).await?;
         loras.check_allowed(&caller.limits)?;
@@ -304,9 +304,7 @@ pub(in crate::http) async fn submit(
         }
         Submitted::Earlier(report) => (None, report),
     };
-    if let AnswerForm::Image(Some(wanted)) = preferences.form
-        && wanted != report.job.output_format
-    {
+    if !preferences.accepts(report.job.output_format) {
         let detail = format!("the job of this Idempotency-Key generates {}", report.job.output_format.content_type());
         return Err(ApiError::new(ErrorCode::NotAcceptable).with_detail(detail));
     }

@@ -1,5 +1,6 @@
 // Owns requests to the worker: sending, errors, and the event that the session has ended.
 
+import { setClientsUrl } from "./clients-url.js";
 import { sentence } from "./format.js";
 
 // An error in the worker's answer, or in reaching the worker.
@@ -80,9 +81,14 @@ const post = (path, body, signal) => json("POST", path, { body, signal });
 const patch = (path, body, signal) => json("PATCH", path, { body, signal });
 const remove = (path, signal) => json("DELETE", path, { signal });
 
+function begun(shown) {
+  setClientsUrl(shown.clients_url);
+  return shown;
+}
+
 export const session = {
-  show: (signal) => get(SESSION_PATH, null, signal),
-  signIn: (password) => post(SESSION_PATH, { password }),
+  show: async (signal) => begun(await get(SESSION_PATH, null, signal)),
+  signIn: async (password) => begun(await post(SESSION_PATH, { password })),
   signOut: () => remove(SESSION_PATH),
 };
 

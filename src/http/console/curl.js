@@ -1,5 +1,7 @@
 // Owns the command lines that users copy.
 
+import { clientsUrl } from "./clients-url.js";
+
 // Quotes a text as one shell word.
 function shellWord(text) {
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
@@ -35,7 +37,7 @@ export function generateCommand({ key, body }) {
   const format = fields.output_format || "png";
   const text = JSON.stringify(fields);
   const lines = [
-    `curl --fail-with-body -sS ${location.origin}/v1/inference/image \\`,
+    `curl --fail-with-body -sS ${shellWord(`${clientsUrl()}/v1/inference/image`)} \\`,
     `  -H "x-api-key: ${key || "$FLUXSERVE_KEY"}" \\`,
     '  -H "content-type: application/json" \\',
     `  -H "accept: image/${format}" \\`,

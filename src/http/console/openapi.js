@@ -1,5 +1,7 @@
 // Owns reading an OpenAPI 3.1 document: operations, types as text, examples. Must not know how they are shown.
 
+import { clientsUrl } from "./clients-url.js";
+
 const METHODS = ["get", "post", "put", "patch", "delete", "head", "options"];
 const DEPTH_MAX = 5;
 
@@ -207,17 +209,19 @@ export function curlOf(operation) {
   const query = parameters
     .filter((parameter) => parameter.in === "query" && parameter.required)
     .map(({ name }) => `${name}=VALUE`);
-  const address = `${location.origin}${path}${query.length > 0 ? `?${query.join("&")}` : ""}`;
+  const schemes = security.flat();
+  const isOfManagement = schemes.some((scheme) => scheme.in === "cookie");
+  const origin = isOfManagement ? location.origin : clientsUrl();
+  const address = `${origin}${path}${query.length > 0 ? `?${query.join("&")}` : ""}`;
   const isImage = responses.some(
     ({ status, contents }) =>
       status.startsWith("2") && contents.length > 0 && contents.every(({ type }) => type.startsWith("image/")),
   );
   const lines = [`curl --fail-with-body -sS ${method === "get" ? "" : `-X ${method.toUpperCase()} `}'${address}'`];
-  const schemes = security.flat();
   const key = schemes.find((scheme) => scheme.type === "apiKey" && scheme.in === "header");
   if (key) lines.push(`-H "${key.header}: $FLUXSERVE_KEY"`);
   else if (schemes.some((scheme) => scheme.type === "http")) lines.push('-H "authorization: Bearer $FLUXSERVE_KEY"');
-  else if (schemes.some((scheme) => scheme.in === "cookie")) lines.push("-b cookies");
+  else if (isOfManagement) lines.push("-b cookies");
   if (body?.type) {
     lines.push(`-H "content-type: ${body.type}"`);
     if (body.example !== undefined) lines.push(`-d '${JSON.stringify(body.example).replaceAll("'", "'\\''")}'`);

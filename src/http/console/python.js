@@ -1,5 +1,6 @@
 // Owns the scripts in Python that users copy. They need its standard library only.
 
+import { clientsUrl } from "./clients-url.js";
 import { fileName, requestParts } from "./curl.js";
 
 // A JSON value as Python writes it.
@@ -39,7 +40,7 @@ export function generateScript({ body }) {
     ...(images.length > 0 ? ['    "images": [', ...images.map(imageLine), "    ],"] : []),
     "}",
     "request = urllib.request.Request(",
-    `    ${literal(`${location.origin}/v1/inference/image`)},`,
+    `    ${literal(`${clientsUrl()}/v1/inference/image`)},`,
     "    json.dumps(body).encode(),",
     '    {"x-api-key": os.environ["FLUXSERVE_KEY"], "content-type": "application/json", ' +
       `"accept": "image/${format}"},`,

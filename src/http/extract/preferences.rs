@@ -29,6 +29,8 @@ pub(in crate::http) struct RequestPreferences {
     pub(in crate::http) form: AnswerForm,
     /// Seconds to wait as in `Prefer`, up to the worker's maximum.
     pub(in crate::http) wait_seconds: Option<u64>,
+    /// Which of [`OutputFormat::ALL`] an image may have that is the answer.
+    accepted: [bool; OutputFormat::ALL.len()],
 }
 
 impl FromRequestParts<HttpState> for RequestPreferences {
@@ -40,11 +42,29 @@ impl FromRequestParts<HttpState> for RequestPreferences {
             ApiError::new(ErrorCode::NotAcceptable).with_detail(detail)
         })?;
         let wait_seconds = wait_seconds(&parts.headers).map(|wait| wait.min(state.settings.wait_max.as_secs()));
-        Ok(Self { form, wait_seconds })
+        Ok(Self { form, wait_seconds, accepted: accepted_formats(&parts.headers) })
     }
 }
 
 impl RequestPreferences {
+    /// Those of a route that answers with the job alone.
+    pub(in crate::http) const JSON: Self =
+        Self { form: AnswerForm::Json, wait_seconds: None, accepted: [true; OutputFormat::ALL.len()] };
+
+    /// The format that the client prefers; `None` where it names none, or the answer is no image.
+    pub(in crate::http) fn wanted_format(&self) -> Option<OutputFormat> {
+        match self.form {
+            AnswerForm::Json => None,
+            AnswerForm::Image(wanted) => wanted,
+        }
+    }
+
+    /// Whether a job may have this format: any, where the answer is no image.
+    pub(in crate::http) fn accepts(&self, format: OutputFormat) -> bool {
+        let mut formats = OutputFormat::ALL.iter().zip(self.accepted);
+        self.form == AnswerForm::Json || formats.any(|(other, is_accepted)| is_accepted && *other == format)
+    }
+
     /// How long to wait for the end of the job; `None`: not at all. An image as the answer implies a wait.
     pub(in crate::http) fn wait(&self, wait_max: Duration) -> Option<Duration> {
         match (self.wait_seconds, self.form) {
@@ -74,9 +94,7 @@ struct MediaRange {
 
 /// The form that the client prefers: the first one among equals, JSON without an `Accept`. `None`: none of ours.
 fn answer_form(headers: &HeaderMap) -> Option<AnswerForm> {
-    let values = headers.get_all(ACCEPT).iter().map(|value| value.to_str().unwrap_or("unreadable"));
-    let texts = values.flat_map(|value| value.split(',')).map(str::trim).filter(|text| !text.is_empty());
-    let ranges: Vec<MediaRange> = texts.map(MediaRange::read).collect();
+    let ranges = media_ranges(headers);
     if ranges.is_empty() {
         return Some(AnswerForm::Json);
     }
@@ -98,6 +116,18 @@ fn answer_form(headers: &HeaderMap) -> Option<AnswerForm> {
         }
     }
     best.map(|(_, form)| form)
+}
+
+/// Which of [`OutputFormat::ALL`] are accepted, preferred or not.
+fn accepted_formats(headers: &HeaderMap) -> [bool; OutputFormat::ALL.len()] {
+    let ranges = media_ranges(headers);
+    OutputFormat::ALL.map(|format| ranges.is_empty() || range_for(&ranges, format.content_type()).is_some())
+}
+
+fn media_ranges(headers: &HeaderMap) -> Vec<MediaRange> {
+    let values = headers.get_all(ACCEPT).iter().map(|value| value.to_str().unwrap_or("unreadable"));
+    let texts = values.flat_map(|value| value.split(',')).map(str::trim).filter(|text| !text.is_empty());
+    texts.map(MediaRange::read).collect()
 }
 
 /// The index of the range that applies to a type, which is the most specific match (RFC 9110, 12.5.1); `None` if there
@@ -162,6 +192,15 @@ mod tests {
         assert_eq!(form("*/*;q=0"), None);
         assert_eq!(form("application/json;q=0.2, */*;q=0.8"), Some(Image(None)), "the more specific one counts");
         assert_eq!(form("application/json;q=2"), None, "an invalid weight");
+    }
+
+    #[test]
+    fn formats_are_accepted_also_where_another_one_is_preferred() {
+        let accepted = |accept| accepted_formats(&HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static(accept))]));
+        assert_eq!(accepted("image/png, image/webp;q=0.5"), [true, false, true]);
+        assert_eq!(accepted("image/webp,image/png,*/*;q=0.8"), [true; 3], "as browsers send it");
+        assert_eq!(accepted("image/*, image/png;q=0"), [false, true, true]);
+        assert_eq!(accepted_formats(&HeaderMap::new()), [true; 3]);
     }
 
     #[test]

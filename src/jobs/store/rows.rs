@@ -18,6 +18,7 @@ pub(super) struct JobRow {
     deadline_at_ms: Option<i64>,
     project: String,
     attempts: i64,
+    cancel_requested_at_ms: Option<i64>,
     error_code: Option<String>,
     error_reason: Option<String>,
     created_at_ms: i64,
@@ -51,7 +52,8 @@ impl JobRow {
             started_at: self.started_at_ms.map(moment).transpose()?,
             finished_at: self.finished_at_ms.map(moment).transpose()?,
         };
-        Ok(OpenJob { job, attempts: self.attempts, project: self.project.parse().ok() })
+        let (attempts, is_canceled) = (self.attempts, self.cancel_requested_at_ms.is_some());
+        Ok(OpenJob { job, attempts, is_canceled, project: self.project.parse().ok() })
     }
 }
 

@@ -130,3 +130,66 @@ async fn a_deadline_also_passes_while_there_is_no_engine() {
     assert_eq!(failure.code, JobFailure::DEADLINE_PASSED);
     queue.close();
 }
+
+/// Breaks in the middle of its first step of a job, when told to.
+struct Breaking {
+    told: Arc<Gate>,
+    is_stepping: Arc<AtomicBool>,
+}
+
+impl StepEngine for Breaking {
+    fn limits(&self) -> EngineLimits {
+        EngineLimits { images_max: 2, step_tokens_max: 100_000 }
+    }
+
+    fn admit(&mut self, _: &GenerateSpec) -> Result<Slot, EngineError> {
+        Ok(Slot(0))
+    }
+
+    fn step(&mut self, _: &[Slot]) -> Result<(), EngineError> {
+        if !self.told.is_shut.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.is_stepping.store(true, Ordering::Relaxed);
+        let _ = self.told.messages.lock().expect("one engine").recv();
+        Err(EngineError::Fatal("told to break".into()))
+    }
+
+    fn finish(&mut self, _: Slot) -> Result<RgbImage, EngineError> {
+        Ok(RgbImage::new(64, 64, vec![1; 64 * 64 * 3]).expect("three bytes per pixel"))
+    }
+
+    fn release(&mut self, _: Slot) {}
+}
+
+#[tokio::test]
+async fn a_job_that_is_canceled_while_its_engine_breaks_ends_before_the_engine_is_there_again() {
+    let (gate, steps) = gate();
+    let (told, is_built) = (Arc::clone(&gate), AtomicBool::new(false));
+    let is_stepping = Arc::new(AtomicBool::new(false));
+    let stepping = Arc::clone(&is_stepping);
+    let build = move || {
+        if is_built.swap(true, Ordering::Relaxed) {
+            return Err(EngineError::Fatal("the device fell off the bus".into()));
+        }
+        let (told, is_stepping) = (Arc::clone(&told), Arc::clone(&stepping));
+        Ok(Box::new(Breaking { told, is_stepping }) as Box<dyn StepEngine>)
+    };
+    let queue = Queue::start(&settings(), vec![Box::new(build)]).expect("a thread");
+    ready(&queue).await;
+    gate.is_shut.store(true, Ordering::Relaxed);
+    let id = JobId::generate();
+    let mut events = queue.reserve(KeyId::generate()).expect("a reservation").submit(id, spec(), Terms::default());
+    until("it steps", || is_stepping.load(Ordering::Relaxed)).await;
+    queue.cancel(id, CancelCause::Request);
+    steps.send(()).expect("an engine");
+    loop {
+        match next(&mut events).await {
+            Some(QueueEvent::Canceled) => break,
+            Some(QueueEvent::Failed(_)) | None => panic!("it is not canceled"),
+            Some(_) => {}
+        }
+    }
+    assert!(!matches!(*queue.state().borrow(), EngineState::Ready));
+    queue.close();
+}

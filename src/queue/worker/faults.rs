@@ -48,6 +48,8 @@ impl Worker {
         self.non_step_work = NonStepWork::default();
         self.admissions_blocked = false;
         self.shared.publish(self.engine, &self.admitted);
+        // Not when this engine is there again: until then those would wait, or another engine would generate them.
+        self.shared.cancel_requeued(self.engine);
         self.shared.count(self.settings.model.as_str());
     }
 

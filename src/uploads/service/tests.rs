@@ -117,6 +117,22 @@ async fn what_has_expired_or_belongs_to_a_revoked_key_goes() {
 }
 
 #[tokio::test]
+async fn what_arrives_after_a_time_without_the_server_is_kept_for_a_day_from_then() {
+    let mut site = Site::start(UploadLimits::default()).await;
+    let owner = site.key().await;
+    site.add(owner, &file(1)).await.expect("kept");
+    // Switched off meanwhile.
+    site.clock.set_by(Duration::hours(20));
+    site.uploads = site.restarted().await;
+    let kept = site.add(owner, &file(2)).await.expect("kept");
+    assert_eq!(kept.expires_at, to_the_millisecond(site.clock.now()) + Duration::hours(24));
+    assert_eq!(site.uploads.sweep().await.expect("swept"), 0);
+    site.clock.advance(Duration::hours(5));
+    assert_eq!(site.uploads.sweep().await.expect("swept"), 1, "the first one");
+    assert!(site.uploads.file(owner, kept.id.as_str()).await.expect("told").is_some());
+}
+
+#[tokio::test]
 async fn a_clock_that_leaps_ahead_for_a_moment_deletes_nothing() {
     let site = Site::start(UploadLimits::default()).await;
     let owner = site.key().await;

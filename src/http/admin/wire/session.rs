@@ -12,6 +12,7 @@ use crate::auth::Session;
 use crate::domain::ids::SessionId;
 use crate::http::extract::json::{Fields, FromFields};
 use crate::http::openapi::schema::{ObjectSchema, text};
+use crate::http::settings::HttpSettings;
 use crate::http::state::HttpState;
 
 /// Largest body of a sign-in, in bytes: a password with any escaping.
@@ -55,15 +56,18 @@ pub(in crate::http) struct SessionView {
     /// When it ends in any case.
     #[serde(with = "rfc3339")]
     expires_at: OffsetDateTime,
+    /// Where clients reach this worker, without a slash at the end. `null`: at the address of this request.
+    clients_url: Option<String>,
 }
 
-impl From<Session> for SessionView {
-    fn from(session: Session) -> Self {
+impl SessionView {
+    pub(in crate::http) fn new(session: &Session, settings: &HttpSettings) -> Self {
         Self {
             id: session.id,
             created_at: session.created_at,
             idle_expires_at: session.idle_expires_at(),
             expires_at: session.expires_at(),
+            clients_url: settings.clients_url().map(ToOwned::to_owned),
         }
     }
 }

@@ -14,7 +14,7 @@ use tokio::task::spawn_blocking;
 use utoipa::ToSchema;
 
 use super::request::{GenerateImages, ImageForm, ValidImages};
-use super::{stream, streaming, submission};
+use super::{size_of, stream, streaming, submission};
 use crate::auth::{Principal, RequestsLeft};
 use crate::domain::format::OutputFormat;
 use crate::domain::spec::{FieldError, GenerateSpec};
@@ -101,7 +101,7 @@ pub(super) async fn respond(
     let mut response = match valid.streaming {
         Some(streaming) => {
             let spec = valid.specs.into_iter().next().expect("at least one image was requested");
-            stream::respond(state, &caller, spec, valid.output_format, streaming).await?
+            stream::respond(state, submission(&caller, origin, spec, valid.output_format), streaming).await?
         }
         None => waited(state, &caller, origin, valid).await?,
     };
@@ -119,17 +119,19 @@ async fn waited(
     ValidImages { specs, output_format, form, .. }: ValidImages,
 ) -> Result<Response, ApiError> {
     // An early end of this function, by an error or a client that hangs up, drops the jobs, which cancels them.
-    let accepted = accept_all(state, caller, specs, output_format).await?;
+    // They differ only in their seeds.
+    let size = size_of(specs.first().expect("at least one image was requested"));
+    let accepted = accept_all(state, caller, origin, specs, output_format).await?;
     let reports = try_join_all(accepted.iter().map(|job| until_ended(state, job))).await?;
     let response = match form {
-        ImageForm::Link => answer(reports.iter().map(|report| linked(report, origin)).collect(), &reports)?,
+        ImageForm::Link => answer(reports.iter().map(|report| linked(report, origin)).collect(), &reports, size)?,
         ImageForm::Base64 => {
             let mut images = Vec::with_capacity(reports.len());
             for JobReport { job, .. } in &reports {
                 images.push(state.jobs.image(job.owner, job.id).await?);
             }
             // Megabytes for each image: not on the async threads.
-            let encode = move || answer(reports.iter().zip(&images).map(embedded).collect(), &reports);
+            let encode = move || answer(reports.iter().zip(&images).map(embedded).collect(), &reports, size);
             spawn_blocking(encode).await.map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))??
         }
     };
@@ -154,12 +156,13 @@ pub(in crate::http) fn count(state: &HttpState, caller: &Principal, images: u32,
 pub(in crate::http) async fn accept_all(
     state: &HttpState,
     caller: &Principal,
+    origin: &Origin,
     specs: Vec<GenerateSpec>,
     output_format: OutputFormat,
 ) -> Result<Vec<AcceptedJob>, ApiError> {
     let mut accepted = Vec::with_capacity(specs.len());
     for spec in specs {
-        match state.jobs.submit(submission(caller, spec, output_format)).await? {
+        match state.jobs.submit(submission(caller, origin, spec, output_format)).await? {
             Submitted::New(job) => accepted.push(job),
             Submitted::Earlier(_) => unreachable!("without a repeat key no job is an earlier one"),
         }
@@ -199,14 +202,14 @@ fn embedded((report, image): (&JobReport, &Image)) -> ImageView {
     }
 }
 
-/// The answer with the images of these jobs, which differ only in their seeds.
-fn answer(data: Vec<ImageView>, reports: &[JobReport]) -> Result<Response, ApiError> {
+/// The answer with the images of these jobs, which all have this size.
+fn answer(data: Vec<ImageView>, reports: &[JobReport], (width, height): (u32, u32)) -> Result<Response, ApiError> {
     let job = &reports.first().expect("at least one image was requested").job;
     let view = ImagesView {
         created: job.created_at.unix_timestamp(),
         data,
         output_format: job.output_format.as_str(),
-        size: format!("{}x{}", job.request.width, job.request.height),
+        size: format!("{width}x{height}"),
     };
     let body = serde_json::to_vec(&view).map_err(|error| ApiError::new(ErrorCode::Internal).with_cause(&error))?;
     Ok(([(CONTENT_TYPE, "application/json")], body).into_response())

@@ -17,10 +17,8 @@ use tokio::time::{Instant, timeout_at};
 use tracing::Span;
 use utoipa::ToSchema;
 
+use super::size_of;
 use super::streaming::{Kind, Streaming};
-use super::submission;
-use crate::auth::Principal;
-use crate::domain::format::OutputFormat;
 use crate::domain::spec::GenerateSpec;
 use crate::http::api::events;
 use crate::http::api::inference::check_succeeded;
@@ -29,7 +27,7 @@ use crate::http::error::{ApiError, ErrorCode, Problem};
 use crate::http::openapi::Operation;
 use crate::http::openapi::schema::{ObjectSchema, one_of, text};
 use crate::http::state::HttpState;
-use crate::jobs::{DraftUpdate, DraftWatch, Image, JobReport};
+use crate::jobs::{DraftUpdate, DraftWatch, Image, JobReport, Submission};
 
 /// The event with an error.
 const ERROR: &str = "error";
@@ -115,16 +113,12 @@ pub(super) fn describe(operation: Operation, kind: Kind) -> Operation {
 /// Generates an image, and answers with a stream of what becomes of it. If the client hangs up, the job is canceled.
 pub(super) async fn respond(
     state: &HttpState,
-    caller: &Principal,
-    spec: GenerateSpec,
-    output_format: OutputFormat,
+    submission: Submission,
     streaming: Streaming,
 ) -> Result<Response, ApiError> {
     let until = Instant::now() + state.settings.wait_max;
-    let usage = Usage::of(&spec);
-    let whole = spec.overlay().map(|overlay| (overlay.image.width(), overlay.image.height()));
-    let size = whole.unwrap_or((spec.width(), spec.height()));
-    let watch = state.jobs.submit_drafted(submission(caller, spec, output_format), streaming.partial_images).await?;
+    let (usage, size) = (Usage::of(&submission.spec), size_of(&submission.spec));
+    let watch = state.jobs.submit_drafted(submission, streaming.partial_images).await?;
     let forming =
         Forming { state: state.clone(), watch, until, kind: streaming.kind, usage, size, span: Span::current() };
     let events = stream::unfold(Some(forming), |forming| async move {

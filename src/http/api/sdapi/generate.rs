@@ -23,6 +23,7 @@ use crate::http::error::{ApiError, ErrorCode};
 use crate::http::extract::caller::InferenceCaller;
 use crate::http::extract::json::ApiJson;
 use crate::http::openapi::{Operation, Tag};
+use crate::http::origin::Origin;
 use crate::http::state::HttpState;
 use crate::jobs::AcceptedJob;
 
@@ -59,6 +60,7 @@ pub(in crate::http) fn image_to_image_operation() -> Operation {
 pub(in crate::http) async fn text_to_image(
     State(state): State<HttpState>,
     caller: InferenceCaller,
+    origin: Origin,
     ApiJson { value: TextToImage(request), .. }: ApiJson<TextToImage>,
 ) -> Result<Response, ApiError> {
     let card = card_for(&state, &caller, &request)?;
@@ -69,12 +71,13 @@ pub(in crate::http) async fn text_to_image(
     let asked = Asked::of(&request);
     let (params, settled) = request.settle(&state, &caller.0.limits).await?;
     let (specs, loras) = settled.check(GenerateSpec::new(params, card))?;
-    respond(&state, &caller, (specs, loras), asked).await
+    respond(&state, (&caller, &origin), (specs, loras), asked).await
 }
 
 pub(in crate::http) async fn image_to_image(
     State(state): State<HttpState>,
     caller: InferenceCaller,
+    origin: Origin,
     ApiJson { value: request, reservation, .. }: ApiJson<ImageToImage>,
 ) -> Result<Response, ApiError> {
     let ImageToImage { common, images, mask } = request;
@@ -87,7 +90,7 @@ pub(in crate::http) async fn image_to_image(
     let (mut params, settled) = common.settle(&state, &caller.0.limits).await?;
     (params.strength, params.mask_padding) = (strength, mask_padding);
     let outcome = state.0.images.spec(wanted, params, card, reservation).await?;
-    respond(&state, &caller, settled.check(outcome)?, asked).await
+    respond(&state, (&caller, &origin), settled.check(outcome)?, asked).await
 }
 
 /// The card of the request's model: its own, or the one that the key has chosen.
@@ -159,7 +162,7 @@ fn in_roles(card: &ModelCard, images: Vec<String>, mask: Option<Mask>) -> Vec<Wa
 /// Generates the images of a request that is valid, and answers with them.
 async fn respond(
     state: &HttpState,
-    caller: &InferenceCaller,
+    (caller, origin): (&InferenceCaller, &Origin),
     (specs, loras): (Vec<GenerateSpec>, FoundLoras),
     asked: Asked,
 ) -> Result<Response, ApiError> {
@@ -167,7 +170,7 @@ async fn respond(
     loras.check_allowed(&caller.limits)?;
     count(state, &caller, specs.len() as u32, BATCH_SIZE)?;
     // An early end of this function, by an error or a client that hangs up, drops the jobs, which cancels them.
-    let accepted = accept_all(state, &caller, specs, OutputFormat::Png).await?;
+    let accepted = accept_all(state, &caller, origin, specs, OutputFormat::Png).await?;
     let ids = accepted.iter().map(|job| job.report().job.id).collect();
     let waiting = state.0.sdapi.wait_for(caller.key_id, ids);
     let reports = try_join_all(accepted.iter().map(|job| until_ended(state, job))).await?;

@@ -77,7 +77,9 @@ const OFF: [&str; 13] = [
 ];
 
 /// Settings that change nothing here, and that clients send by themselves.
-pub(super) const SETTINGS_WITHOUT_EFFECT: [&str; 7] = [
+pub(super) const SETTINGS_WITHOUT_EFFECT: [&str; 8] = [
+    // In the options that clients get, change and send back.
+    "sd_checkpoint_hash",
     "CLIP_stop_at_last_layers",
     "sd_vae",
     "forge_additional_modules",
